@@ -1,0 +1,1 @@
+"""One job each: ask insight, hand the result to a logger."""

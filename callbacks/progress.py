@@ -1,0 +1,39 @@
+"""StageProgress: a bar per stage where somebody watches, a line per epoch where the output goes to a file."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+
+
+class StageProgress(TQDMProgressBar):
+    """Args:
+    title: e.g. ``stage 2/3 cross_modal``.
+    """
+
+    def __init__(self, title: str) -> None:
+        self.watched = sys.stderr.isatty()
+        super().__init__(refresh_rate=5 if self.watched else 0, leave=False)
+        self.title = title
+
+    def init_train_tqdm(self) -> Any:
+        bar = super().init_train_tqdm()
+        bar.set_description(self.title)
+        return bar
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        super().on_train_epoch_start(trainer)
+        self.train_progress_bar.set_description(f"{self.title}, epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        shown = {"train/loss", "val/image_to_text_recall_at_10", "val/text_to_image_recall_at_10"}
+        return {name: f"{float(value):.3f}" for name, value in trainer.callback_metrics.items() if name in shown}
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        if trainer.is_global_zero:
+            figures = "  ".join(f"{name} {value}" for name, value in sorted(self.get_metrics(trainer, pl_module).items()))
+            self.print(f"  {self.title}  epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {figures}")

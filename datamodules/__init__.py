@@ -1,0 +1,1 @@
+"""One data set per file, and the loaders that make resume exact."""

@@ -1,0 +1,38 @@
+"""The batch that every data module makes and every model reads.
+
+B pictures, C captions (all captions of one picture contiguous), T token positions, H and W pixels.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+Box = tuple[float, float, float, float]
+
+
+class Phrase(NamedTuple):
+    """One annotated phrase of one caption, with its boxes in the picture."""
+
+    caption: int  # row of the caption in the batch: index into `tokens` and `texts`
+    text: str
+    start: int  # character span in `texts[caption]`
+    end: int
+    entity: str  # chain id of Flickr30k Entities
+    boxes: tuple[Box, ...]  # x1, y1, x2, y2 as fractions of the picture that the model sees; empty when the phrase has none
+
+
+class ImageTextBatch(NamedTuple):
+    """Pictures and their captions."""
+
+    image: Tensor  # (B, 3, H, W) float32, normalised
+    view: Tensor | None  # (B, 3, H, W) a second augmented view of the same pictures, when the stage asks for one
+    tokens: Tensor  # (C, T) int64
+    token_mask: Tensor  # (C, T) bool, True = a real token
+    caption_row: Tensor  # (C,) int64: the row of `image` that the caption belongs to
+    image_id: Tensor  # (B,) int64: index of the picture in its split; equal id = positive
+    caption_id: Tensor  # (C,) int64: index of the caption in its split
+    texts: tuple[str, ...]
+    filenames: tuple[str, ...]
+    phrases: tuple[Phrase, ...]

@@ -1,0 +1,1 @@
+"""One architecture per file: plain arguments in, a NamedTuple out."""

@@ -1,0 +1,48 @@
+"""Dual encoder with fusion layers: text tokens read image tokens, and a head says whether the two belong together.
+
+C pairs (a caption and a picture each), T text tokens, N image tokens, D width. After https://arxiv.org/abs/2107.07651 (ALBEF), section 3.1.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from insight.models.multimodal import MultiModalTransformer
+from insight.nn.block import FusionBlock
+from insight.nn.linear import linear
+from insight.nn.pool import masked_mean
+
+
+class CrossAttentionMultiModalTransformer(MultiModalTransformer):
+    """The two towers of MultiModalTransformer; fused features only score pairs, they never serve as embeddings for retrieval."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        image_size: int = 64,
+        patch_size: int = 8,
+        context_length: int = 32,
+        dim: int = 128,
+        image_depth: int = 4,
+        text_depth: int = 4,
+        heads: int = 4,
+        embed_dim: int = 128,
+        dropout: float = 0.0,
+        fusion_depth: int = 2,
+    ) -> None:
+        super().__init__(vocab_size, image_size, patch_size, context_length, dim, image_depth, text_depth, heads, embed_dim, dropout)
+        self.fusion = nn.ModuleList([FusionBlock(dim, heads, dropout=dropout) for _ in range(fusion_depth)])
+        self.fusion_norm = nn.LayerNorm(dim)
+        self.match_head = linear(dim, 2)
+
+    def fuse(self, text_tokens_CTD: Tensor, text_mask_CT: Tensor, image_tokens_CND: Tensor, image_mask_CN: Tensor | None = None) -> Tensor:
+        """Text tokens that have read the image: (C, T, D). Row c of the text reads row c of the image; masks: True = may be read."""
+        x_CTD = text_tokens_CTD
+        for block in self.fusion:
+            x_CTD = block(x_CTD, text_mask_CT, image_tokens_CND, image_mask_CN)
+        return self.fusion_norm(x_CTD)
+
+    def match(self, text_tokens_CTD: Tensor, text_mask_CT: Tensor, image_tokens_CND: Tensor, image_mask_CN: Tensor | None = None) -> Tensor:
+        """Logits (C, 2) of [another picture's caption, this picture's caption]."""
+        fused_CTD = self.fuse(text_tokens_CTD, text_mask_CT, image_tokens_CND, image_mask_CN)
+        return self.match_head(masked_mean(fused_CTD, text_mask_CT))

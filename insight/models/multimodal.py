@@ -1,0 +1,83 @@
+"""Dual encoder: a vision and a text transformer that meet in one embedding space (https://arxiv.org/abs/2103.00020).
+
+B pictures, C captions, N image tokens, T text tokens, D width, E width of the embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from insight.models.text_transformer import TextTransformer
+from insight.models.vision_transformer import VisionTransformer
+from insight.nn.linear import linear
+
+MAX_LOGIT_SCALE = math.log(100.0)  # the bound of the paper, section 2.5
+INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
+INITIAL_LOGIT_BIAS = -10.0  # for the sigmoid loss, https://arxiv.org/abs/2303.15343, section 3.2
+
+
+class ImageFeatures(NamedTuple):
+    tokens: Tensor  # (B, N, D)
+    embedding: Tensor  # (B, E), length 1, float32
+
+
+class TextFeatures(NamedTuple):
+    tokens: Tensor  # (C, T, D)
+    embedding: Tensor  # (C, E), length 1, float32
+
+
+class MultiModalOutput(NamedTuple):
+    image: ImageFeatures
+    text: TextFeatures
+    scale: Tensor  # (), factor of the cosine
+    bias: Tensor  # ()
+
+
+class MultiModalTransformer(nn.Module):
+    """Two towers and two projections. Retrieval compares the embeddings; neither tower ever sees the other's input."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        image_size: int = 64,
+        patch_size: int = 8,
+        context_length: int = 32,
+        dim: int = 128,
+        image_depth: int = 4,
+        text_depth: int = 4,
+        heads: int = 4,
+        embed_dim: int = 128,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.image = VisionTransformer(image_size, patch_size, dim, image_depth, heads, dropout=dropout)
+        self.text = TextTransformer(vocab_size, context_length, dim, text_depth, heads, dropout=dropout)
+        self.image_projection = linear(dim, embed_dim, bias=False)
+        self.text_projection = linear(dim, embed_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
+        self.logit_bias = nn.Parameter(torch.tensor(INITIAL_LOGIT_BIAS))
+
+    @property
+    def scale(self) -> Tensor:
+        """exp(logit_scale), at most 100."""
+        return self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
+
+    def encode_image(self, image_B3HW: Tensor) -> ImageFeatures:
+        output = self.image(image_B3HW)
+        embedding_BE = F.normalize(self.image_projection(output.pooled).float(), dim=-1)
+        return ImageFeatures(output.tokens, embedding_BE)
+
+    def encode_text(self, tokens_CT: Tensor, mask_CT: Tensor) -> TextFeatures:
+        """``mask_CT``: True = a real token."""
+        output = self.text(tokens_CT, mask_CT)
+        embedding_CE = F.normalize(self.text_projection(output.pooled).float(), dim=-1)
+        return TextFeatures(output.tokens, embedding_CE)
+
+    def forward(self, image: Tensor, tokens: Tensor, token_mask: Tensor) -> MultiModalOutput:
+        """(B, 3, H, W), (C, T), (C, T); B and C need not be equal."""
+        return MultiModalOutput(self.encode_image(image), self.encode_text(tokens, token_mask), self.scale, self.logit_bias)

@@ -1,0 +1,1 @@
+"""Parts that two models share: attention, blocks, embeddings, pooling."""

@@ -1,0 +1,1 @@
+"""A model, its losses and its step, for Lightning; and the front desk (cli)."""

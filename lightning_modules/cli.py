@@ -1,0 +1,109 @@
+"""The front desk: the commands that work on a saved config.
+
+    python -m lightning_modules.cli multistage --config RUN/config.yaml [--model.init_args.embed_dim=256 ...]
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from insight.errors import InputError, TrainingFailure
+from insight.stages import nearest
+from lightning_modules.drive import evaluate, run_stages
+from lightning_modules.engine_cli import build
+
+EXIT_FAILED, EXIT_USER_MISTAKE = 1, 2
+
+
+def report(error: BaseException) -> int:
+    """One message for a mistake of the user; ``HYDRA_FULL_ERROR=1`` shows the traceback. Returns the exit code."""
+    if os.environ.get("HYDRA_FULL_ERROR_ASKED") == "1":
+        raise error
+    print(f"\nerror: {error}", file=sys.stderr)
+    return EXIT_FAILED if isinstance(error, TrainingFailure) else EXIT_USER_MISTAKE
+
+
+def take(arguments: list[str], name: str) -> str | None:
+    """Remove ``--name VALUE`` or ``--name=VALUE`` from the arguments and return the value."""
+    for position, word in enumerate(arguments):
+        if word == f"--{name}" and position + 1 < len(arguments):
+            value = arguments[position + 1]
+            del arguments[position : position + 2]
+            return value
+        if word.startswith(f"--{name}="):
+            del arguments[position]
+            return word.split("=", 1)[1]
+    return None
+
+
+def _multistage(arguments: list[str]) -> int:
+    """Train all stages in a new run folder (or go on in --run_dir)."""
+    return run_stages(build(arguments))
+
+
+def _fit(arguments: list[str]) -> int:
+    """Train one stage: --stage NAME [--weights CHECKPOINT to start from]."""
+    name, weights = take(arguments, "stage"), take(arguments, "weights")
+    cli = build(arguments)
+    if name is None:
+        raise InputError(f"fit needs --stage NAME; the config's stages: {', '.join(cli.plan.names)}")
+    if name not in cli.plan.stages:
+        raise InputError(f"--stage {name}: no such stage{nearest(name, cli.plan.names)}")
+    return run_stages(cli, only=name, weights=Path(weights) if weights else None)
+
+
+def _evaluate(arguments: list[str], function: str) -> int:
+    checkpoint, output = take(arguments, "ckpt_path"), take(arguments, "output")
+    config = next((word.split("=", 1)[-1] if "=" in word else arguments[i + 1] for i, word in enumerate(arguments) if word.startswith(("--config", "-c"))), None)
+    return evaluate(build(arguments), function, config, checkpoint, output)
+
+
+def _validate(arguments: list[str]) -> int:
+    """Validation metrics of a run's best weights [--ckpt_path CHECKPOINT]."""
+    return _evaluate(arguments, "validate")
+
+
+def _test(arguments: list[str]) -> int:
+    """Test metrics of a run's best weights, also on another folder: --data.init_args.root=PATH [--ckpt_path CHECKPOINT]."""
+    return _evaluate(arguments, "test")
+
+
+def _predict(arguments: list[str]) -> int:
+    """Embeddings of the test split as safetensors + JSON [--output FOLDER] [--ckpt_path CHECKPOINT]."""
+    return _evaluate(arguments, "predict")
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "multistage": _multistage,
+    "fit": _fit,
+    "validate": _validate,
+    "test": _test,
+    "predict": _predict,
+}
+
+
+def main(arguments: list[str]) -> int:
+    """The command line; returns the exit code."""
+    os.environ.setdefault("HYDRA_FULL_ERROR_ASKED", os.environ.get("HYDRA_FULL_ERROR", "0"))
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: python -m lightning_modules.cli COMMAND --config RUN/config.yaml [--key=value ...]\n\ncommands:")
+        for name, command in COMMANDS.items():
+            print(f"  {name:<12}{command.__doc__}")
+        print("\nCOMMAND --help lists every key of the config; --model.init_args.embed_dim=256 overrides one.")
+        return 0
+    name, rest = arguments[0], list(arguments[1:])
+    try:
+        if name not in COMMANDS:
+            raise InputError(f"no command '{name}'{nearest(name, COMMANDS)}")
+        return COMMANDS[name](rest)
+    except (InputError, TrainingFailure, FileNotFoundError) as error:
+        return report(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,127 @@
+"""The dual encoder with fusion layers as a LightningModule: retrieval by the towers, re-ranking by the matching head."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from insight.data.batch import ImageTextBatch
+from insight.errors import InputError
+from insight.metrics import rerank, retrieval_scores
+from insight.models.cross_attention import CrossAttentionMultiModalTransformer
+from lightning_modules.base import ImageTextModule
+from lightning_modules.quantities import CrossAttentionQuantities
+
+PAIRS_AT_ONCE = 1024
+
+
+class CrossAttentionModule(ImageTextModule):
+    """Trains a CrossAttentionMultiModalTransformer. Retrieval metrics come from the uni-modal embeddings, re-ranked ones under their own name.
+
+    Args:
+        vocab_size: Rows of the token embedding; at least the tokenizer's size.
+        image_size: Side of the square picture, in pixels.
+        patch_size: Side of a patch, in pixels; divides ``image_size``.
+        context_length: Most tokens of a caption.
+        dim: Width of both towers and of the fusion.
+        image_depth: Blocks of the image tower.
+        text_depth: Blocks of the text tower.
+        heads: Attention heads; divides ``dim``.
+        embed_dim: Width of the common embedding.
+        dropout: Dropout in the blocks.
+        fusion_depth: Blocks in which text reads the image.
+        rerank_top_k: Candidates of each query that the matching head re-orders in the test; 0 = no re-ranking.
+    """
+
+    quantities = CrossAttentionQuantities
+    model: CrossAttentionMultiModalTransformer
+
+    def __init__(
+        self,
+        vocab_size: int,
+        image_size: int = 64,
+        patch_size: int = 8,
+        context_length: int = 32,
+        dim: int = 128,
+        image_depth: int = 4,
+        text_depth: int = 4,
+        heads: int = 4,
+        embed_dim: int = 128,
+        dropout: float = 0.0,
+        fusion_depth: int = 2,
+        rerank_top_k: int = 16,
+    ) -> None:
+        if rerank_top_k < 0:
+            raise InputError(f"model.init_args.rerank_top_k={rerank_top_k}: must be 0 (none) or more")
+        super().__init__(
+            CrossAttentionMultiModalTransformer(
+                vocab_size,
+                image_size,
+                patch_size,
+                context_length,
+                dim,
+                image_depth,
+                text_depth,
+                heads,
+                embed_dim,
+                dropout=dropout,
+                fusion_depth=fusion_depth,
+            )
+        )
+        self.rerank_top_k = rerank_top_k
+
+    def on_test_epoch_start(self) -> None:
+        super().on_test_epoch_start()
+        self._test_batches: list[ImageTextBatch] = []
+
+    def test_step(self, batch: ImageTextBatch, batch_idx: int) -> None:
+        super().test_step(batch, batch_idx)
+        if self.rerank_top_k:
+            self._test_batches.append(batch)
+
+    def on_test_epoch_end(self) -> None:
+        super().on_test_epoch_end()
+        if self.rerank_top_k:
+            self.log_dict({f"test/reranked_{name}": value for name, value in self.reranked().items()})
+            self.log_dict({name.replace("test/", "test/reranked_"): value for name, value in self.matched_hard_negatives().items()})
+        self._test_batches = []
+
+    def _test_tokens(self) -> tuple[Tensor, Tensor, Tensor]:
+        images = torch.cat([self.model.encode_image(batch.image).tokens for batch in self._test_batches])
+        texts = torch.cat([self.model.encode_text(batch.tokens, batch.token_mask).tokens for batch in self._test_batches])
+        return images, texts, torch.cat([batch.token_mask for batch in self._test_batches])
+
+    def reranked(self) -> dict[str, float]:
+        """Retrieval scores after the matching head has re-ordered the top candidates of the towers, both directions."""
+        rows = self._test_rows
+        images_BND, texts_CTD, mask_CT = self._test_tokens()
+        image_id = torch.cat([batch.image_id for batch in self._test_batches])
+        caption_image_id = torch.cat([batch.image_id[batch.caption_row] for batch in self._test_batches])
+        scores_BC = torch.cat([row.image_embedding for row in rows]) @ torch.cat([row.text_embedding for row in rows]).T
+
+        def match(image_rows: Tensor, caption_rows: Tensor) -> Tensor:
+            parts = zip(image_rows.split(PAIRS_AT_ONCE), caption_rows.split(PAIRS_AT_ONCE), strict=True)
+            return torch.cat([self._log_odds(texts_CTD[c], mask_CT[c], images_BND[b]) for b, c in parts])
+
+        return retrieval_scores(rerank(scores_BC, image_id, caption_image_id, match, self.rerank_top_k))
+
+    def matched_hard_negatives(self) -> dict[str, float]:
+        """Hard negatives told apart by the matching head."""
+        names = [name for batch in self._test_batches for name in batch.filenames]
+        pixels = dict(zip(names, torch.cat([batch.image for batch in self._test_batches]), strict=True))
+
+        def match(filenames: list[str], texts: list[str]) -> Tensor:
+            tokens, mask = self.trainer.datamodule.tokenizer.encode(texts, self.model.text.context_length)  # type: ignore[attr-defined]
+            tokens, mask = tokens.to(self.device), mask.to(self.device)
+            scores = []
+            for start in range(0, len(texts), PAIRS_AT_ONCE):
+                part = slice(start, start + PAIRS_AT_ONCE)
+                image = self.model.encode_image(torch.stack([pixels[name] for name in filenames[part]])).tokens
+                scores.append(self._log_odds(self.model.encode_text(tokens[part], mask[part]).tokens, mask[part], image))
+            return torch.cat(scores)
+
+        return self.hard_negative_scores(match)
+
+    def _log_odds(self, text_CTD: Tensor, mask_CT: Tensor, image_CND: Tensor) -> Tensor:
+        logits_C2 = self.model.match(text_CTD, mask_CT, image_CND)
+        return logits_C2[:, 1] - logits_C2[:, 0]

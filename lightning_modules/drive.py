@@ -1,0 +1,277 @@
+"""The driver: one fresh Trainer and one ``fit`` per stage, from the ledger's place to the end; then the test and the summary."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import datetime
+import json
+import os
+import signal
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from callbacks.progress import StageProgress
+from callbacks.stage_checkpoints import StageCheckpoints
+from callbacks.stage_scheduler import StageScheduler, write_json
+from insight.errors import InputError
+from insight.stages import StagePlan
+from lightning_modules.engine_cli import EngineCLI
+from lightning_modules.results import load_weights, stage_line, summary_table
+from tracking.run import RunLock, TrackedRun
+
+EXIT_INTERRUPTED = 130
+
+
+def say(text: str) -> None:
+    """To the screen, once, whatever the number of processes."""
+    if rank_zero_only.rank == 0:
+        print(text, flush=True)
+
+
+# --- the run's folder ---
+def new_run_dir(output_dir: Path, name: str) -> Path:
+    """A folder of its own, also for two runs that start in the same second; ``latest`` points to it."""
+    stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for attempt in range(1000):
+        folder = output_dir / (f"{stamp}_{name}" if attempt == 0 else f"{stamp}_{name}_{attempt + 1}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+    raise InputError(f"run.output_dir={output_dir}: no free name for a run folder")
+
+
+def point_latest(run_dir: Path, output_dir: Path) -> None:
+    """``output_dir/latest`` -> the run, replaced atomically."""
+    link = output_dir / f".latest-{os.getpid()}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(os.path.relpath(run_dir, output_dir), target_is_directory=True)
+    os.replace(link, output_dir / "latest")
+
+
+def differences(old: Any, new: Any, key: str = "") -> list[str]:
+    """``key: old -> new`` for every leaf that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        lines = [] if list(old) == list(new) or set(old) != set(new) else [f"{key or 'config'}: order {list(old)} -> {list(new)}"]
+        for name in dict.fromkeys([*old, *new]):
+            lines += differences(old.get(name, "(absent)"), new.get(name, "(absent)"), f"{key}.{name}" if key else str(name))
+        return lines if key.startswith("stages") or not key else [line for line in lines if ": order [" not in line]
+    return [] if old == new else [f"{key}: {old} -> {new}"]
+
+
+def open_run_dir(cli: EngineCLI) -> Path:
+    """The run's folder with the frozen config in it.
+
+    Raises:
+        InputError: the folder belongs to a run with another config; shows the difference.
+    """
+    output_dir = Path(cli.settings.output_dir)
+    if cli.run_dir is None:
+        run_dir = new_run_dir(output_dir, cli.settings.name)
+    else:
+        run_dir = Path(cli.run_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+    path = run_dir / "config.yaml"
+    if path.exists():
+        changed = differences(yaml.safe_load(path.read_text()), cli.frozen)
+        if changed:
+            listed = "\n  ".join(changed[:20])
+            raise InputError(f"{run_dir} was made by another config (its value -> the one asked for):\n  {listed}\nchoose another run_dir")
+    elif rank_zero_only.rank == 0:
+        temporary = path.with_name("config.yaml.tmp")
+        temporary.write_text(yaml.safe_dump(cli.frozen, sort_keys=False))
+        os.replace(temporary, path)
+    if rank_zero_only.rank == 0:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        point_latest(run_dir, output_dir)
+    return run_dir
+
+
+# --- signals ---
+@contextlib.contextmanager
+def graceful_stop() -> Iterator[threading.Event]:
+    """The first Ctrl-C (or SIGTERM) asks for a stop at the next safe point; the second one stops at once."""
+    stop = threading.Event()
+
+    def handler(number: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        say("\nstopping at the next safe point, saved; once more to stop at once (what was saved before stays)")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+# --- training ---
+def run_stages(cli: EngineCLI, only: str | None = None, weights: Path | None = None) -> int:
+    """Train what is left of the plan, test, write the summary. Returns the exit code."""
+    if only is not None:
+        cli.plan = StagePlan({only: cli.plan.stages[only]}, cli.plan.seed)
+    run_dir = open_run_dir(cli)
+    lock = RunLock(run_dir) if rank_zero_only.rank == 0 else contextlib.nullcontext()
+    with lock, graceful_stop() as stop:
+        if (run_dir / "summary.json").exists():
+            say(f"{run_dir} is finished; its results are in {run_dir / 'summary.json'}. A new run_dir starts another run.")
+            return 0
+        tracked = TrackedRun(run_dir, cli.tracking, cli.settings) if rank_zero_only.rank == 0 else None
+        try:
+            _run(cli, run_dir, weights, stop, tracked)
+        except (KeyboardInterrupt, SystemExit):
+            if tracked:
+                tracked.finish("KILLED")
+            say(f"\nstopped. Go on with: python train.py resume={run_dir}")
+            return EXIT_INTERRUPTED
+        except BaseException:
+            if tracked:
+                tracked.finish("FAILED", error=traceback.format_exc())
+            raise
+        if tracked:
+            tracked.finish("FINISHED")
+    return 0
+
+
+def _run(cli: EngineCLI, run_dir: Path, weights: Path | None, stop: threading.Event, tracked: TrackedRun | None) -> None:
+    data, model = cli.datamodule, cli.model
+    say(f"data: {data.describe()}" if not data.generated else data.describe())
+    data.prepare_data()
+    data.setup("fit")
+    if data.tokenizer.size > cli.config.model.init_args.vocab_size:
+        raise InputError(f"model.init_args.vocab_size={cli.config.model.init_args.vocab_size}, the tokenizer has {data.tokenizer.size} entries")
+    if rank_zero_only.rank == 0:
+        data.tokenizer.save(run_dir / "tokenizer.json")
+    say(f"run:  {run_dir}")
+    scheduler = StageScheduler(cli.plan, run_dir)
+    if tracked:
+        tracked.start(cli.frozen, data.fingerprint())
+    if weights is not None:
+        load_weights(model, weights)
+    while not scheduler.done:
+        _fit_stage(cli, scheduler, stop, tracked)
+        if stop.is_set():
+            raise KeyboardInterrupt
+    facts = _test(cli, scheduler, tracked) if cli.settings.test else {}
+    summary = {"stages": scheduler.ledger["done"], "test": facts}
+    if rank_zero_only.rank == 0:
+        write_json(run_dir / "summary.json", summary)
+        if tracked:
+            tracked.log_metrics(facts, step=0)
+            tracked.log_artifact(run_dir / "summary.json", None)
+    say(summary_table(summary, data, run_dir, tracked.uri if tracked else None))
+
+
+def _fit_stage(cli: EngineCLI, scheduler: StageScheduler, stop: threading.Event, tracked: TrackedRun | None) -> None:
+    index, name, stage, folder = scheduler.index, scheduler.name, scheduler.stage, scheduler.folder()
+    title = f"stage {index + 1}/{len(scheduler.plan.stages)} {name}"
+    handoff, resume = scheduler.handoff_path(), scheduler.resume_path()
+    if handoff is not None:
+        load_weights(cli.model, handoff)
+    L.seed_everything(scheduler.seed, workers=False, verbose=False)
+    cli.datamodule.configure_stage(scheduler.seed, **vars(stage.data))
+    folder.mkdir(exist_ok=True)
+    checkpoints = StageCheckpoints(folder, stage.monitor, stage.mode, stage.patience, cli.settings.save_every_n_steps, stop)
+    logger = tracked.stage_logger(index, name) if tracked else None
+    callbacks: list[Callback] = [scheduler, *copy.deepcopy(list(cli.callbacks.values())), StageProgress(title), checkpoints]
+    trainer = make_trainer(cli, callbacks, logger, max_epochs=stage.epochs, **stage.trainer)
+    say(stage_line(title, stage, cli.model) + (f"\n  resumed from {resume}" if resume else ""))
+    started, cpu_started = time.perf_counter(), time.process_time()
+    try:
+        trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=True if resume else None)
+    except (KeyboardInterrupt, SystemExit):
+        if tracked:
+            tracked.finish_stage(logger, "KILLED")
+        raise
+    except BaseException:
+        if tracked:
+            tracked.finish_stage(logger, "FAILED")
+        raise
+    scheduler.commit(
+        {
+            "best": str((folder / "best.ckpt").relative_to(scheduler.run_dir)),
+            "best_epoch": checkpoints.best_epoch,
+            "monitor": stage.monitor,
+            "metrics": checkpoints.best_metrics,
+            "seconds": round(time.perf_counter() - started, 1),
+            "cpu_seconds": round(time.process_time() - cpu_started, 1),
+            "resumed": resume is not None,
+        }
+    )
+    if tracked:
+        tracked.finish_stage(logger, "FINISHED")
+
+
+def make_trainer(cli: EngineCLI, callbacks: list[Callback], logger: Any, max_epochs: int, **stage_arguments: Any) -> L.Trainer:
+    """The config's Trainer with the stage's own arguments over it. ``trainer.max_epochs``, where set, bounds every stage."""
+    arguments = {**cli.trainer_arguments, **stage_arguments}
+    arguments["max_epochs"] = min(max_epochs, arguments.get("max_epochs") or max_epochs)
+    arguments.update(logger=logger or False, callbacks=callbacks, use_distributed_sampler=False, enable_model_summary=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*is available but not used.*")
+        return L.Trainer(**arguments)
+
+
+def _test(cli: EngineCLI, scheduler: StageScheduler, tracked: TrackedRun | None) -> dict[str, float]:
+    handoff = scheduler.handoff_path()
+    assert handoff is not None, "a plan has at least one stage"
+    load_weights(cli.model, handoff)
+    say("test: the best weights of the last stage")
+    trainer = make_trainer(cli, copy.deepcopy(list(cli.callbacks.values())), None, max_epochs=1)
+    metrics = trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
+    return {name: float(value) for name, value in metrics[0].items()}
+
+
+# --- one run's weights ---
+def evaluate(cli: EngineCLI, function: str, config_path: str | None, checkpoint: str | None, output: str | None) -> int:
+    """``validate``, ``test`` or ``predict`` with a run's best weights and its own tokenizer."""
+    run_dir = Path(config_path).parent if config_path else None
+    path = Path(checkpoint) if checkpoint else _best_of(run_dir, function)
+    load_weights(cli.model, path, cli.datamodule)
+    cli.datamodule.configure_stage(cli.plan.seed)
+    say(f"{function}: weights of {path}")
+    say(f"data: {cli.datamodule.describe()}" if not cli.datamodule.generated else cli.datamodule.describe())
+    callbacks = copy.deepcopy(list(cli.callbacks.values())) if function == "test" else []
+    trainer = make_trainer(cli, callbacks, None, max_epochs=1)
+    if function == "predict":
+        from lightning_modules.results import save_predictions
+
+        rows = trainer.predict(cli.model, datamodule=cli.datamodule)
+        folder = Path(output) if output else path.parent.parent / "predictions"
+        save_predictions(rows, folder)
+        say(f"embeddings: {folder / 'embeddings.safetensors'}, their names beside them")
+        return 0
+    metrics = getattr(trainer, function)(cli.model, datamodule=cli.datamodule, verbose=False)[0]
+    say("\n".join(f"{name:<48}{float(value):.4f}" for name, value in sorted(metrics.items())))
+    if output:
+        Path(output).mkdir(parents=True, exist_ok=True)
+        (Path(output) / f"{function}.json").write_text(json.dumps({name: float(value) for name, value in metrics.items()}, indent=1))
+    return 0
+
+
+def _best_of(run_dir: Path | None, function: str) -> Path:
+    ledger = run_dir / "stages.json" if run_dir else None
+    if run_dir is None or ledger is None or not ledger.exists():
+        raise InputError(f"{function} needs the weights of a run: give --config RUN/config.yaml of a run with a finished stage, or --ckpt_path FILE")
+    done = json.loads(ledger.read_text())["done"]
+    if not done:
+        raise InputError(f"{ledger}: no stage is finished yet; give --ckpt_path FILE")
+    return run_dir / done[-1]["best"]
+

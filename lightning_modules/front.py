@@ -1,0 +1,48 @@
+"""From a composed mapping to a run: resume, first line, and the start of several processes without Hydra."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from insight.errors import InputError
+from lightning_modules.drive import open_run_dir, run_stages
+from lightning_modules.engine_cli import build
+
+
+def read_run(folder: str) -> dict[str, Any]:
+    """The frozen config of a run, with its own folder as ``run_dir``.
+
+    Raises:
+        InputError: no such folder, or no config in it.
+    """
+    path = Path(folder) / "config.yaml"
+    if not path.exists():
+        raise InputError(f"resume={folder}: {path} does not exist; give the folder of a run, e.g. resume=outputs/latest")
+    return {**yaml.safe_load(path.read_text()), "run_dir": str(Path(folder).resolve())}
+
+
+def run_composed(config: dict[str, Any], overrides: list[str]) -> int:
+    """Train what the mapping says. Returns the exit code."""
+    resume = config.pop("resume", None)
+    if resume is not None:
+        others = [word for word in overrides if not word.startswith("resume=")]
+        if others:
+            raise InputError(f"resume={resume} reads the run's own config.yaml; leave out {' '.join(others)}, or start another run with them")
+        config = read_run(resume)
+    cli = build(config)
+    if several_processes(cli.trainer_arguments):
+        run_dir = open_run_dir(cli)
+        command = [sys.executable, "-m", "lightning_modules.cli", "multistage", "--config", str(run_dir / "config.yaml"), "--run_dir", str(run_dir)]
+        sys.stdout.flush()
+        os.execv(sys.executable, command)  # children are started from this command line, so Hydra must not be in it
+    return run_stages(cli)
+
+
+def several_processes(arguments: dict[str, Any]) -> bool:
+    """Whether the Trainer will start processes."""
+    return str(arguments.get("devices", 1)) != "1" or int(arguments.get("num_nodes", 1) or 1) > 1

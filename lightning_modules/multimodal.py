@@ -1,0 +1,42 @@
+"""The dual encoder as a LightningModule."""
+
+from __future__ import annotations
+
+from insight.models.multimodal import MultiModalTransformer
+from lightning_modules.base import ImageTextModule
+
+
+class MultiModalModule(ImageTextModule):
+    """Trains a MultiModalTransformer.
+
+    Args:
+        vocab_size: Rows of the token embedding; at least the tokenizer's size.
+        image_size: Side of the square picture, in pixels.
+        patch_size: Side of a patch, in pixels; divides ``image_size``.
+        context_length: Most tokens of a caption.
+        dim: Width of both towers.
+        image_depth: Blocks of the image tower.
+        text_depth: Blocks of the text tower.
+        heads: Attention heads; divides ``dim``.
+        embed_dim: Width of the common embedding.
+        dropout: Dropout in the blocks.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        image_size: int = 64,
+        patch_size: int = 8,
+        context_length: int = 32,
+        dim: int = 128,
+        image_depth: int = 4,
+        text_depth: int = 4,
+        heads: int = 4,
+        embed_dim: int = 128,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(
+            MultiModalTransformer(
+                vocab_size, image_size, patch_size, context_length, dim, image_depth, text_depth, heads, embed_dim, dropout=dropout
+            )
+        )
