@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
+from rich.console import Console
 from rich.progress import Progress
 
 from datamodules.scenes_captions import Caption, make_captions
@@ -148,8 +149,7 @@ def _write(folder: Path, settings: Settings) -> None:
 
 
 def _watched(settings: Settings) -> Iterator[tuple[str, int]]:
-    progress = Progress(*Progress.get_default_columns(), transient=True)
-    with progress:
+    with Progress(console=Console(stderr=True), transient=True) as progress:
         yield from progress.track(list(settings.pictures()), description=f"rendering the generated set {settings.folder_name}")
 
 

@@ -39,7 +39,9 @@ def contrastive(image_embedding: Tensor, text_embedding: Tensor, positives: Tens
     return (_mean_positive(logits_BC, positives) + _mean_positive(logits_BC.T, positives.T)) / 2
 
 
-def hard_negative_contrastive(image_embedding: Tensor, text_embedding: Tensor, positives: Tensor, scale: Tensor, beta: float = 0.5) -> Tensor:
+def hard_negative_contrastive(
+    image_embedding: Tensor, text_embedding: Tensor, positives: Tensor, scale: Tensor, beta: float = 0.5
+) -> Tensor:
     """``contrastive`` whose denominator weighs negatives by hardness.
 
     The n negatives of a row get the weight ``n softmax(beta * logit)``: HN-NCE of https://arxiv.org/abs/2301.02280 with alpha = 1, which is
@@ -174,7 +176,7 @@ def image_views(image_embedding: Tensor, view_embedding: Tensor, image_id: Tenso
 
 
 def caption_pairs(text_embedding: Tensor, caption_image_id: Tensor, temperature: float = 0.1) -> Tensor:
-    """Captions of one picture find each other among all captions: L_out, equation 2 of https://arxiv.org/abs/2004.11362, the picture as label.
+    """Captions of one picture find each other among all captions: L_out, equation 2 of https://arxiv.org/abs/2004.11362.
 
     Captions that have no other caption of their picture in the batch only serve as negatives.
 
@@ -212,7 +214,7 @@ def _logits(image_BE: Tensor, text_CE: Tensor, positives_BC: Tensor, scale: Tens
 
 
 def _mean_positive(logits_NM: Tensor, positives_NM: Tensor) -> Tensor:
-    """Mean over rows that have positives of the mean over the positives of ``-log softmax``. No boolean indexing: that would wait for the device."""
+    """Mean over rows with positives of their mean ``-log softmax``. No boolean indexing: it would wait for the device."""
     positive_NM, count_N = positives_NM.float(), positives_NM.sum(dim=1)
     loss_N = -(F.log_softmax(logits_NM, dim=1) * positive_NM).sum(dim=1) / count_N.clamp(min=1)
     return loss_N.sum() / (count_N > 0).sum().clamp(min=1)

@@ -19,7 +19,6 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.patheffects import withStroke
 from PIL import Image
 
 from insight.errors import InputError
@@ -76,20 +75,20 @@ def draw_class_sheet(arrays: dict[str, np.ndarray], facts: MapFacts, layer: str)
     """A row per example: the picture, rollout, every head of ``layer``; what the class token reads."""
     heads_BHN = arrays[f"class/{layer}"]
     num_heads = heads_BHN.shape[1]
-    sheet = _Sheet(columns=2.28 + num_heads + 0.34, rows=len(facts.examples), row_height=1.42)
+    sheet = _Sheet(columns=2.28 + num_heads + 0.34, height=1.4 * len(facts.examples))
     for row, example in enumerate(facts.examples):
-        picture = arrays["picture"][row]
+        picture, top = arrays["picture"][row], 1.4 * row + 0.08
         rolled = patch_heat(arrays["rollout"][row], facts.grid)
         heats = [patch_heat(heads_BHN[row, head], facts.grid) for head in range(num_heads)]
         sheet.picture(row, 0, picture, example.filename)
         low, high = float(rolled.min()), max(float(rolled.max()), float(rolled.min()) + 1e-6)
-        sheet.heat(row, 1, picture, rolled, (low, high), "rollout, all layers")
-        sheet.scale(row, 2, (low, high))
+        sheet.heat(top, 1, picture, rolled, (low, high), "rollout, all layers")
+        sheet.scale(top, 2, (low, high))
         shared = colour_range(*heats)
         for head, heat in enumerate(heats):
-            sheet.heat(row, 2.28 + head, picture, heat, shared, f"head {head}")
-        sheet.scale(row, 2.28 + num_heads, shared)
-        sheet.caption(row, example.caption)
+            sheet.heat(top, 2.28 + head, picture, heat, shared, f"head {head}")
+        sheet.scale(top, 2.28 + num_heads, shared)
+        sheet.caption(top + 1, example.caption)
     return sheet.finish(
         f"What the class token looks at: {layer}",
         facts,
@@ -104,13 +103,14 @@ def draw_word_sheet(arrays: dict[str, np.ndarray], facts: MapFacts, layer: str) 
     shown = [[word for word in one.words if any(letter.isalnum() for letter in word.text)] for one in facts.examples]
     lines = [max(1, -(-len(words) // WORDS_PER_ROW)) for words in shown]
     columns = 1.12 + max(1, min(WORDS_PER_ROW, max((len(words) for words in shown), default=1))) + 0.34
-    tops = [sum(lines[:row]) * 1.19 + 0.27 * row for row in range(len(lines) + 1)]
-    sheet = _Sheet(columns=columns, rows=1, row_height=tops[-1])
+    sheet = _Sheet(columns=columns, height=sum(1.17 * num_lines + 0.36 for num_lines in lines))
+    top = 0.0
     for row, (example, words) in enumerate(zip(facts.examples, shown, strict=True)):
         picture = arrays["picture"][row]
         entities = list(dict.fromkeys(phrase.entity for phrase in example.phrases if phrase.boxes))
         colours = {entity: BOX_COLOURS[index % len(BOX_COLOURS)] for index, entity in enumerate(entities)}
-        top = tops[row] + 0.27
+        sheet.caption(top, example.caption)
+        top += 0.28
         axes = sheet.picture(top, 0, picture, example.filename)
         for phrase in example.phrases:
             _draw_boxes(axes, phrase, colours[phrase.entity] if phrase.boxes else "")
@@ -119,11 +119,11 @@ def draw_word_sheet(arrays: dict[str, np.ndarray], facts: MapFacts, layer: str) 
             shared = colour_range(*heats)
             for index, (word, heat) in enumerate(zip(words, heats, strict=True)):
                 line, place = divmod(index, WORDS_PER_ROW)
-                axes = sheet.heat(top + line * 1.19, 1.12 + place, picture, heat, shared, word.text, size=11)
+                axes = sheet.heat(top + line * 1.17, 1.12 + place, picture, heat, shared, word.text, size=11)
                 for phrase in phrases_of(word, example.phrases):
                     _draw_boxes(axes, phrase, colours[phrase.entity])
             sheet.scale(top, 1.12 + min(len(words), WORDS_PER_ROW), shared)
-        sheet.caption(top - 1.44, example.caption)
+        top += 1.17 * lines[row] + 0.08
     return sheet.finish(
         f"Where each word looks: {layer}, mean over heads",
         facts,
@@ -158,47 +158,46 @@ def _draw_boxes(axes: Axes, phrase: BoxedPhrase, colour: str) -> None:
 
 
 class _Sheet:
-    """Panels placed by column and row, in units of one panel; text above and below them."""
+    """Panels placed in units of one panel, from the top left of what is below the title."""
 
     LEFT, TOP, BOTTOM, GAP = 0.12, 0.62, 0.34, 0.045
 
-    def __init__(self, columns: float, rows: int, row_height: float) -> None:
-        self.columns, self.row_height = max(columns, 4.5), row_height
+    def __init__(self, columns: float, height: float) -> None:
+        self.columns = max(columns, 4.5)
         self.width = self.columns + 2 * self.LEFT
-        self.height = self.TOP + rows * row_height + self.BOTTOM
+        self.height = self.TOP + height + self.BOTTOM
         self.figure = Figure(figsize=(self.width * PANEL / DPI, self.height * PANEL / DPI), dpi=DPI, facecolor="white")
         FigureCanvasAgg(self.figure)
 
-    def _axes(self, row: float, column: float, width: float, height: float = 1.0) -> Axes:
-        top = self.TOP + row * self.row_height if isinstance(row, int) else self.TOP + row
-        place = ((self.LEFT + column) / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height)
-        return self.figure.add_axes(place)
+    def _axes(self, top: float, left: float, width: float, height: float) -> Axes:
+        bottom = 1 - (self.TOP + top + height) / self.height
+        return self.figure.add_axes(((self.LEFT + left) / self.width, bottom, width / self.width, height / self.height))
 
-    def picture(self, row: float, column: float, picture_HW3: np.ndarray, title: str) -> Axes:
+    def picture(self, top: float, left: float, picture_HW3: np.ndarray, title: str) -> Axes:
         photo = Image.fromarray(picture_HW3).resize((PANEL, PANEL), Image.Resampling.BICUBIC)
-        return self._panel(row, column, np.asarray(photo) / 255, textwrap.shorten(title, 28, placeholder="..."), 8, FAINT)
+        return self._panel(top, left, np.asarray(photo) / 255, textwrap.shorten(title, 28, placeholder="..."), 8, FAINT)
 
     def heat(
         self,
-        row: float,
-        column: float,
+        top: float,
+        left: float,
         picture_HW3: np.ndarray,
         heat_gg: np.ndarray,
         limits: tuple[float, float],
         title: str,
         size: float = 9,
     ) -> Axes:
-        return self._panel(row, column, overlay(picture_HW3, heat_gg, *limits), title, size, INK)
+        return self._panel(top, left, overlay(picture_HW3, heat_gg, *limits), title, size, INK)
 
-    def _panel(self, row: float, column: float, pixels: np.ndarray, title: str, size: float, colour: str) -> Axes:
-        axes = self._axes(row, column, 1 - self.GAP, 1 - self.GAP)
+    def _panel(self, top: float, left: float, pixels: np.ndarray, title: str, size: float, colour: str) -> Axes:
+        axes = self._axes(top, left, 1 - self.GAP, 1 - self.GAP)
         axes.imshow(pixels.clip(0, 1), interpolation="none", aspect="auto")
         axes.set_axis_off()
         axes.set_title(title, fontsize=size, color=colour, pad=3, parse_math=False)
         return axes
 
-    def scale(self, row: float, column: float, limits: tuple[float, float]) -> None:
-        axes = self._axes(row, column, 0.06, 1 - self.GAP)
+    def scale(self, top: float, left: float, limits: tuple[float, float]) -> None:
+        axes = self._axes(top, left, 0.06, 1 - self.GAP)
         bar = self.figure.colorbar(ScalarMappable(Normalize(*limits), HEAT), cax=axes)
         bar.ax.tick_params(labelsize=7, length=2, color=FAINT, labelcolor=FAINT, pad=1)
         bar.outline.set_visible(False)  # type: ignore[operator]
@@ -206,9 +205,8 @@ class _Sheet:
         bar.formatter = "{x:.3g}×"  # type: ignore[assignment]
         bar.update_ticks()
 
-    def caption(self, row: float, caption: str) -> None:
-        top = self.TOP + (row * self.row_height if isinstance(row, int) else row) + 1.0
-        self._text(top + 0.03, "“" + " ".join(caption.split()) + "”", 9.5, INK, lines=2, style="italic")
+    def caption(self, top: float, caption: str) -> None:
+        self._text(self.TOP + top + 0.02, f"“{' '.join(caption.split())}”", 10, INK, lines=2, style="italic")
 
     def finish(self, title: str, facts: MapFacts, note: str) -> Figure:
         self._text(0.08, title, 13, INK, lines=1, weight="bold")
@@ -232,9 +230,6 @@ class _Sheet:
             fontweight=weight,
             parse_math=False,
         )
-
-
-_ = withStroke
 
 
 def main(arguments: list[str] | None = None) -> int:

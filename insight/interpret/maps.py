@@ -120,9 +120,7 @@ def load_maps(path: str | Path) -> tuple[dict[str, np.ndarray], MapFacts]:
     sidecar = path.with_suffix(".json")
     for needed in (path, sidecar):
         if not needed.is_file():
-            raise FileNotFoundError(
-                f"{needed}: no such file; maps are a pair NAME.safetensors and NAME.json (RUN/NN-stage/maps)"
-            )
+            raise FileNotFoundError(f"{needed}: no such file; maps are a pair NAME.safetensors and NAME.json (RUN/NN-stage/maps)")
     try:
         raw = json.loads(sidecar.read_text(encoding="utf-8"))
     except ValueError as error:
