@@ -168,6 +168,9 @@ class StageScheduler(Callback):
             )
         set_rng_state(self._restored_rng[trainer.global_rank])
         self._restored_rng = None
+        for log in trainer.loggers:
+            if hasattr(log, "rewind"):  # points after the checkpoint were logged before the kill, and will be logged again
+                log.rewind(trainer.global_step)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validation_rng = rng_state()  # how often one validates must not change the training (Lightning #16827)

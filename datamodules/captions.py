@@ -19,7 +19,8 @@ SPLITS = ("train", "val", "test")
 Captions = dict[str, list[tuple[int, str]]]
 
 _TOKEN_ROW = re.compile(r"(?P<name>[^\t]+)#(?P<number>\d+)\t(?P<text>.*)")
-_CSV_ROW = re.compile(r"(?P<name>[^|]+?)\s*\|\s*(?P<number>\d+)\s*(?P<bar>\||\s|$)\s*(?P<text>.*)")  # one row of Kaggle's file lacks its 2nd bar
+# one row of Kaggle's file lacks its second bar
+_CSV_ROW = re.compile(r"(?P<name>[^|]+?)\s*\|\s*(?P<number>\d+)\s*(?P<bar>\||\s|$)\s*(?P<text>.*)")
 
 
 class Annotation(NamedTuple):
@@ -44,7 +45,7 @@ def read_karpathy(path: Path) -> Annotation:
     try:
         images = json.loads(_text(path))["images"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not Karpathy's dataset_flickr30k.json, a JSON object with 'images' ({error!r}): download it again") from error
+        raise InputError(f"{path}: not Karpathy's JSON, an object with 'images' ({error!r}): download it again") from error
     captions: Captions = {}
     splits: dict[str, str] = {}
     for index, image in enumerate(images):

@@ -1,17 +1,19 @@
 """Flickr30k Entities (https://arxiv.org/abs/1505.04870): which words of a caption stand where in the picture.
 
-``Sentences/NAME.txt`` holds one sentence a line with phrases marked ``[/EN#chain/type the words]``; ``Annotations/NAME.xml`` holds the boxes
-of each chain in pixels, and the size of the picture that they were drawn on. Both are read from folders or straight from the archive.
+``Sentences/NAME.txt`` holds one sentence a line with phrases marked ``[/EN#chain/type the words]``; ``Annotations/NAME.xml`` holds the
+boxes of each chain in pixels, and the size of the picture that they were drawn on. Both are read from folders or straight from the archive.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import re
 import tarfile
 import zipfile
 import zlib
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path, PurePosixPath
@@ -91,7 +93,9 @@ def _contents(source: Path, wanted: set[str]) -> Iterator[tuple[str, str, str, b
     try:
         yield from _zip_contents(source, wanted) if zipfile.is_zipfile(source) else _tar_contents(source, wanted)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error) as error:
-        raise InputError(f"{source}: the archive cannot be read ({error}): download it again, or remove it to go on without boxes") from error
+        raise InputError(
+            f"{source}: the archive cannot be read ({error}): download it again, or do without: data.init_args.entities=false"
+        ) from error
 
 
 def _zip_contents(source: Path, wanted: set[str]) -> Iterator[tuple[str, str, str, bytes]]:
@@ -161,7 +165,7 @@ def align(caption: str, number: int, sentences: Sequence[tuple[str, tuple[Span, 
     """Phrases of the sentence that the caption is -> spans in the caption, and how many could not be placed.
 
     The caption may differ in case, spaces and punctuation (any sentence of the picture may then be the one), or in a few letters (then
-    only the sentence of its own number may be). A phrase is placed only where all of its letters are found, from a word's start to a word's end.
+    only the sentence of its own number may be). A phrase is placed only where all of its letters are found, at the bounds of words.
     """
     letters, places = _letters(caption)
     order = sorted(range(len(sentences)), key=lambda index: index != number)
@@ -176,10 +180,15 @@ def align(caption: str, number: int, sentences: Sequence[tuple[str, tuple[Span, 
     return _transfer(caption, letters, places, sentences[number], matcher)
 
 
+@functools.lru_cache(maxsize=32)  # the sentences of one picture are compared with each of its captions
 def _letters(text: str) -> tuple[str, list[int]]:
     """Lower-cased letters and digits, and the place of each in the text."""
-    found = [(small, place) for place, character in enumerate(text) if character.isalnum() for small in character.lower()]
-    return "".join(small for small, _ in found), [place for _, place in found]
+    small = text.lower()
+    if len(small) == len(text):
+        places = [place for place, character in enumerate(small) if character.isalnum()]
+        return "".join([small[place] for place in places]), places
+    found = [(part, place) for place, character in enumerate(text) if character.isalnum() for part in character.lower()]
+    return "".join(part for part, _ in found), [place for _, place in found]
 
 
 def _transfer(
@@ -189,10 +198,10 @@ def _transfer(
     blocks = [(0, 0, len(letters))] if own_letters == letters else [tuple(block) for block in matcher.get_matching_blocks()]
     spans = []
     for span in sentence[1]:
-        inside = [index for index, place in enumerate(own_places) if span.start <= place < span.end]
+        first, last = bisect_left(own_places, span.start), bisect_left(own_places, span.end) - 1  # its first and last letter
         for own, other, length in blocks:
-            if inside and own <= inside[0] and inside[-1] < own + length:
-                start, end = places[inside[0] - own + other], places[inside[-1] - own + other] + 1
+            if own <= first <= last < own + length:
+                start, end = places[first - own + other], places[last - own + other] + 1
                 if not caption[start - 1 : start].isalnum() and not caption[end : end + 1].isalnum():
                     spans.append(Span(start, end, span.chain))
     return spans, len(sentence[1]) - len(spans)

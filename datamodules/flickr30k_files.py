@@ -9,14 +9,21 @@ import os
 import random
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from datamodules.captions import FILES, SPLITS, Annotation, Captions, read_annotation
 from insight.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-IMAGE_FOLDERS = ("images", "flickr30k-images", "flickr30k_images/flickr30k_images", "flickr30k_images", "Images", "flickr30k_images/images", ".")
+IMAGE_FOLDERS = (
+    "images",
+    "flickr30k-images",
+    "flickr30k_images/flickr30k_images",
+    "flickr30k_images",
+    "Images",
+    ".",
+)
 ANNOTATION_FOLDERS = (".", "flickr30k_images", "annotations")
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 LARGEST_DEFAULT_SPLIT = 1000  # pictures, as in Karpathy's splits
@@ -46,7 +53,7 @@ class Flickr30kFiles(NamedTuple):
         return tuple(picture for picture in self.pictures if picture.split == name)
 
 
-class HardNegative(NamedTuple):
+class HardNegative(TypedDict):
     """A true caption and one that differs from it in what belongs to what."""
 
     filename: str
@@ -115,7 +122,9 @@ def read_flickr30k(
     )
     for split in SPLITS:
         if not any(picture.split == split for picture in pictures):
-            raise InputError(f"{root}: no picture is in the {split} split (by {karpathy or 'val_size and test_size'}): each of {SPLITS} needs one")
+            raise InputError(
+                f"{root}: no picture is in the {split} split of {karpathy or 'the lot'}: each of {', '.join(SPLITS)} needs one"
+            )
     return Flickr30kFiles(root, format, "Karpathy's splits" if karpathy else f"splits by seed {seed}", pictures)
 
 
@@ -200,9 +209,7 @@ def draw_splits(names: Iterable[str], seed: int, val_size: float | None, test_si
         )
     random.Random(seed).shuffle(names)
     held_out = counts["val"] + counts["test"]
-    return {
-        name: "val" if place < counts["val"] else "test" if place < held_out else "train" for place, name in enumerate(names)
-    }
+    return {name: "val" if place < counts["val"] else "test" if place < held_out else "train" for place, name in enumerate(names)}
 
 
 def fingerprint(pictures: Iterable[Picture]) -> str:
@@ -222,12 +229,12 @@ def read_hard_negatives(root: Path, known: Iterable[str]) -> list[HardNegative]:
     path = root / "hard_negatives.json"
     if not path.is_file():
         return []
-    known = set(known)
+    known, fields = set(known), list(HardNegative.__annotations__)
     try:
-        found = [HardNegative(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: not a list of {{{', '.join(HardNegative._fields)}}} ({error}): remove or rewrite it") from error
-    strangers = sorted({one.filename for one in found} - known)
+        found = [HardNegative(**{field: row[field] for field in fields}) for row in json.loads(path.read_text(encoding="utf-8"))]  # type: ignore[typeddict-item]
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path}: not a list of {{{', '.join(fields)}}} ({error!r}): remove or rewrite it") from error
+    strangers = sorted({one["filename"] for one in found} - known)
     if strangers:
         raise InputError(f"{path}: {len(strangers)} of its pictures have no captions, e.g. {strangers[0]}: remove or rewrite it")
     return found

@@ -53,7 +53,7 @@ def build_cache(pictures: Sequence[Picture], image_size: int, cache_dir: Path, s
     """
     path = cache_dir / f"images-{working_size(image_size)}px-{cache_key(pictures, image_size)}.npy"
     note = path.with_suffix(".json")  # written first: what is wrong with which picture
-    if not path.is_file():
+    if not (path.is_file() and note.is_file()):
         cache_dir.mkdir(parents=True, exist_ok=True)
         _remove_stale(cache_dir)
         broken = _write(pictures, image_size, path, note)
@@ -61,7 +61,7 @@ def build_cache(pictures: Sequence[Picture], image_size: int, cache_dir: Path, s
         broken = json.loads(note.read_text(encoding="utf-8"))
     if broken and not skip_broken:
         reasons = "; ".join(list(broken.values())[:3]) + ("; ..." if len(broken) > 3 else "")
-        path.unlink()  # a mended file of the same size and time would otherwise not be looked at again
+        path.unlink()  # the next run looks again: a disk that failed for a moment must not be remembered
         raise InputError(
             f"{len(broken)} of {len(pictures)} pictures cannot be read: {reasons}. Mend them, or go on without them: "
             "data.init_args.skip_broken=true"

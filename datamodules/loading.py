@@ -35,7 +35,7 @@ class EpochBatches(Sampler[list[SampleKey]]):
 
     def __init__(self, num_samples: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
         if batch_size < 1 or batch_size % world:
-            raise InputError(f"batch_size={batch_size}: must be a positive multiple of the number of devices ({world}), over which it is split")
+            raise InputError(f"batch_size={batch_size}: must be a positive multiple of {world}, the number of devices")
         if num_samples < batch_size:
             raise InputError(f"batch_size={batch_size} is more than the {num_samples} training pictures: choose a smaller one")
         self.num_samples = num_samples

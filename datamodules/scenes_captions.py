@@ -34,7 +34,12 @@ ADJECTIVES = {
     "checkered": ("checkered", "checked"),
 }
 NUMBERS = {2: ("two", "two", "two", "a pair of"), 3: ("three",), 4: ("four",)}
-BACKGROUND_WORDS = {"plain": ("", "", "plain"), "gradient": ("", "shaded"), "grainy": ("", "grainy", "rough"), "striped": ("", "striped", "lined")}
+BACKGROUND_WORDS = {
+    "plain": ("", "", "plain"),
+    "gradient": ("", "shaded"),
+    "grainy": ("", "grainy", "rough"),
+    "striped": ("", "striped", "lined"),
+}
 PLACES = {
     "left": ("on the left", "on the left side"),
     "right": ("on the right", "on the right side"),
@@ -157,7 +162,13 @@ def put_in_words(lot: random.Random, description: Description, things: Sequence[
 def make_captions(lot: random.Random, scene: Scene, picture: Picture) -> list[Caption]:
     """Five captions: one that lists everything, two about relations, one about a part, one as it comes; in any order."""
     writer = _Writer(lot, scene, picture)
-    recipes = [writer.everything, writer.relation, writer.relation, writer.part, lot.choice((writer.part, writer.relation, writer.counting))]
+    recipes = [
+        writer.everything,
+        writer.relation,
+        writer.relation,
+        writer.part,
+        lot.choice((writer.part, writer.relation, writer.counting)),
+    ]
     captions: list[Caption] = []
     for recipe in recipes:
         caption = recipe()
@@ -224,7 +235,9 @@ class _Writer:
                 if first & second:
                     continue
                 pairs = [(one, other) for one in first for other in second]
-                found += [(first, second, name) for name in RELATIONS if all(clearly(name, *pair, self.things, self.hidden) for pair in pairs)]
+                found += [
+                    (first, second, name) for name in RELATIONS if all(clearly(name, *pair, self.things, self.hidden) for pair in pairs)
+                ]
                 if all(is_near(self.things[one], self.things[other]) for one, other in pairs) and self.lot.random() < 0.3:
                     found.append((first, second, "near"))
         self.lot.shuffle(found)
@@ -240,7 +253,7 @@ class _Writer:
         style = self.lot.random()
         if style < 0.3:
             return [one, verb, said, other]
-        if style < 0.45 and name not in ("front", "behind"):
+        if style < 0.45 and name not in ("front", "behind") and not said.endswith("than"):
             return [said, other, "there", verb, one]
         if style < 0.55 and name in ("left", "right", "above", "below"):
             return [one, "sits" if verb == "is" else "sit", said, other]
@@ -270,7 +283,9 @@ class _Writer:
                 members = Description(**{attribute: getattr(thing, attribute) for attribute in attributes}).matches(self.things)
                 if attributes != ("texture",) or thing.texture != "plain":
                     groups.add(members)
-        chosen = sorted((sorted(group) for group in groups if 1 < len(group) < len(self.things)), key=str) or [list(range(len(self.things)))]
+        chosen = sorted((sorted(group) for group in groups if 1 < len(group) < len(self.things)), key=str) or [
+            list(range(len(self.things)))
+        ]
         members = frozenset(self.lot.choice(chosen))
         mention = self.mention(members, 0.2)
         assert mention is not None  # a group was made by a description that fits nothing else

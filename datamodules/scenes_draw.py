@@ -130,7 +130,7 @@ def _background(background: Background, noise: np.random.Generator) -> Array:
 def _star(x: Array, y: Array) -> NDArray[np.bool_]:
     """Five points: in polar form, the edge between a tip and a notch is a straight line."""
     tip, notch = 1.05, 0.45
-    y = y + np.float32(0.08)
+    y = y - np.float32(0.08)  # a star reaches further up than down: its middle is the middle of its box
     angle = np.abs(np.mod(np.arctan2(x, -y) + np.pi / 5, 2 * np.pi / 5) - np.pi / 5)  # 0 at a tip, pi/5 at a notch
     edge = tip * notch * np.sin(np.pi / 5) / (tip * np.sin(angle) + notch * np.sin(np.pi / 5 - angle))
     return np.asarray(x * x + y * y <= edge * edge)

@@ -130,7 +130,10 @@ def _write(folder: Path, settings: Settings) -> None:
     karpathy: list[dict[str, Any]] = []
     described: list[dict[str, Any]] = []
     negatives: list[dict[str, Any]] = []
-    with open(folder / "flickr30k_entities.tar.gz", "wb") as file, gzip.GzipFile("", "wb", compresslevel=3, fileobj=file, mtime=0) as packed:
+    with (
+        open(folder / "flickr30k_entities.tar.gz", "wb") as file,
+        gzip.GzipFile("", "wb", compresslevel=3, fileobj=file, mtime=0) as packed,
+    ):
         with tarfile.open(fileobj=packed, mode="w") as archive:
             for number, (split, index) in enumerate(_watched(settings)):
                 example = make_example(settings.seed, split, index)

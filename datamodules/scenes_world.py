@@ -104,7 +104,8 @@ def sample_scene(seed: int, split: str, index: int) -> Scene:
     while things is None:
         things = _try_layout(lot, pairs)
     colour = lot.choice(list(BACKGROUND_COLOURS))
-    background = Background(lot.choice(BACKGROUND_KINDS), colour, _jitter(lot, BACKGROUND_COLOURS[colour], 7), lot.uniform(0.0, 360.0))
+    rgb = _jitter(lot, _shift(BACKGROUND_COLOURS[colour], lot.randint(-9, 5)), 3)
+    background = Background(lot.choice(BACKGROUND_KINDS), colour, rgb, lot.uniform(0.0, 360.0))
     return Scene(things, background, noise=lot.uniform(3.0, 9.0), noise_seed=lot.getrandbits(63))
 
 
@@ -167,8 +168,18 @@ def _find_place(lot: random.Random, radius: float, things: list[Thing], partner:
 
 
 def _jitter(lot: random.Random, rgb: tuple[int, int, int], amount: int) -> tuple[int, int, int]:
-    red, green, blue = (min(255, max(0, channel + lot.randint(-amount, amount))) for channel in rgb)
+    red, green, blue = (_byte(channel + lot.randint(-amount, amount)) for channel in rgb)
     return red, green, blue
+
+
+def _shift(rgb: tuple[int, int, int], amount: int) -> tuple[int, int, int]:
+    """Lighter or darker, the hue kept."""
+    red, green, blue = (_byte(channel + amount) for channel in rgb)
+    return red, green, blue
+
+
+def _byte(value: int) -> int:
+    return min(255, max(0, value))
 
 
 class Relation(NamedTuple):
@@ -179,8 +190,8 @@ class Relation(NamedTuple):
 
 
 RELATIONS: dict[str, Relation] = {
-    "left": Relation(("left of", "to the left of", "on the left of", "to the left side of"), "right"),
-    "right": Relation(("right of", "to the right of", "on the right of", "to the right side of"), "left"),
+    "left": Relation(("left of", "to the left of", "on the left of", "on the left side of"), "right"),
+    "right": Relation(("right of", "to the right of", "on the right of", "on the right side of"), "left"),
     "above": Relation(("above", "over", "higher than"), "below"),
     "below": Relation(("below", "under", "lower than"), "above"),
     "front": Relation(("in front of", "partly covering"), "behind"),
@@ -227,4 +238,12 @@ def place_in_picture(thing: Thing) -> str | None:
     rows = "top" if thing.y < 0.33 * SIDE else "bottom" if thing.y > 0.67 * SIDE else "centre" if 0.42 < thing.y / SIDE < 0.58 else None
     if columns is None or rows is None:
         return None
-    return "centre" if (columns, rows) == ("centre", "centre") else columns if rows == "centre" else rows if columns == "centre" else f"{rows} {columns}"
+    return (
+        "centre"
+        if (columns, rows) == ("centre", "centre")
+        else columns
+        if rows == "centre"
+        else rows
+        if columns == "centre"
+        else f"{rows} {columns}"
+    )

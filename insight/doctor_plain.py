@@ -31,10 +31,10 @@ def attention(
     """``softmax(q k^T * scale) v``; True in a bool mask = attend. (..., T, K), (..., S, K), (..., S, V) -> (..., T, V)."""
     assert dropout_p == 0.0, "a draw of dropout cannot be compared"
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    score = (query[..., :, None, :] * key[..., None, :, :]).sum(dim=-1) * factor
+    score = torch.einsum("...tk,...sk->...ts", query, key) * factor
     if attn_mask is not None:
         score = torch.where(attn_mask, score, -math.inf) if attn_mask.dtype == torch.bool else score + attn_mask
-    return (softmax(score)[..., None] * value[..., None, :, :]).sum(dim=-2)
+    return torch.einsum("...ts,...sv->...tv", softmax(score), value)
 
 
 def softmax(x: Tensor) -> Tensor:
@@ -62,12 +62,12 @@ def embedding(rows: Tensor, weight: Tensor, padding_idx: int | None = None) -> T
     return torch.einsum("...n,nd->...d", one_hot, weight)
 
 
-def cross_entropy(logits_NC: Tensor, target_N: Tensor) -> Tensor:
+def cross_entropy(x_NC: Tensor, target_N: Tensor) -> Tensor:
     """Mean of ``log sum exp - logit of the target``."""
-    top_N1 = logits_NC.amax(dim=-1, keepdim=True).detach()
-    normaliser_N = (logits_NC - top_N1).exp().sum(dim=-1).log() + top_N1[..., 0]
-    chosen_NC = target_N[:, None] == torch.arange(logits_NC.shape[1], device=logits_NC.device)
-    return (normaliser_N - torch.where(chosen_NC, logits_NC, 0.0).sum(dim=-1)).sum() / len(logits_NC)
+    top_N1 = x_NC.amax(dim=-1, keepdim=True).detach()
+    normaliser_N = (x_NC - top_N1).exp().sum(dim=-1).log() + top_N1[..., 0]
+    chosen_NC = target_N[:, None] == torch.arange(x_NC.shape[1], device=x_NC.device)
+    return (normaliser_N - torch.where(chosen_NC, x_NC, 0.0).sum(dim=-1)).sum() / len(x_NC)
 
 
 def conv2d(x_BCHW: Tensor, weight_OCYX: Tensor, bias_O: Tensor, stride: int) -> Tensor:
@@ -91,7 +91,12 @@ def resize(x_BCHW: Tensor, size: int) -> Tensor:
 
 
 def adamw(
-    parameters: Sequence[Tensor], gradients: Sequence[Sequence[Tensor]], lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Sequence[Tensor]],
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
 ) -> list[Tensor]:
     """The parameters after one step per entry of ``gradients``: algorithm 2 of https://arxiv.org/abs/1711.05101, in float64."""
     values = [parameter.detach().double() for parameter in parameters]

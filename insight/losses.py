@@ -166,7 +166,7 @@ def image_views(image_embedding: Tensor, view_embedding: Tensor, image_id: Tenso
         InputError: ``temperature`` is not above 0.
     """
     _check_temperature(temperature)
-    views_VE, rows = torch.cat([image_embedding, view_embedding]).float(), len(image_embedding)
+    views_VE, rows = torch.cat([image_embedding.float(), view_embedding.float()]), len(image_embedding)
     with _full_precision(views_VE):
         logits_VV = views_VE @ views_VE.T / temperature
     id_V, row_V = torch.cat([image_id, image_id]), torch.arange(2 * rows, device=image_id.device)

@@ -197,14 +197,9 @@ class RetrievalMetrics(Metric):
         self, image_embedding: Tensor, text_embedding: Tensor, image_id: Tensor, caption_id: Tensor, caption_image_id: Tensor
     ) -> None:
         """(B, E), (C, E), (B,), (C,), (C,)"""
-        given, ids = (
-            (len(image_embedding), len(text_embedding), len(text_embedding)),
-            (len(image_id), len(caption_id), len(caption_image_id)),
-        )
-        if given != ids:
-            raise ValueError(
-                f"{given[0]} pictures and {given[1]} captions, but {ids[0]} image_id, {ids[1]} caption_id, {ids[2]} caption_image_id"
-            )
+        if len(image_embedding) != len(image_id) or not len(text_embedding) == len(caption_id) == len(caption_image_id):
+            lengths = [len(one) for one in (image_embedding, image_id, text_embedding, caption_id, caption_image_id)]
+            raise ValueError(f"pictures, image_id, captions, caption_id, caption_image_id have lengths {lengths}")
         self.image_id.append(image_id)
         self.caption_id.append(caption_id)
         self.caption_image_id.append(caption_image_id)
@@ -239,7 +234,7 @@ class RetrievalMetrics(Metric):
 
 
 class MetricName(NamedTuple):
-    """A metric, or a family of them: ``<split>``, ``<k>`` and so on stand for a word."""
+    """A metric, or a family of them, by the words that ``<...>`` stands for (``WORDS``; any word where nothing is listed)."""
 
     template: str
     splits: tuple[str, ...]  # what <split> stands for
@@ -247,33 +242,23 @@ class MetricName(NamedTuple):
     meaning: str
 
 
-_EVALUATED = ("val", "test")
+WORDS = {"<direction>": DIRECTIONS, "<k>": tuple(map(str, RECALL_AT)), "<pairs>": ("seen", "unseen")}
 METRIC_NAMES = (
     MetricName("<split>/loss", ("train", "val"), "min", "weighted sum of the stage's loss terms"),
     MetricName("<split>/loss/<term>", ("train", "val"), "min", "one term of the loss, weighted"),
     MetricName("<split>/learning_rate", ("train",), "", "rate of the first parameter group"),
     MetricName("<split>/scale", ("train",), "", "factor of the cosine in the contrastive losses"),
-    *(
-        MetricName(f"<split>/{prefix}{direction}_{what}", splits, better, f"{reads}, {meaning}{after}")
-        for prefix, splits, after in (
-            ("", _EVALUATED, ""),
-            ("reranked_", _EVALUATED, ", re-ordered by the matching head"),
-        )
-        for direction, reads in zip(DIRECTIONS, ("picture asks for its captions", "caption asks for its picture"), strict=True)
-        for what, better, meaning in (
-            *((f"recall_at_{k}", "max", f"fraction of queries answered among the first {k}") for k in RECALL_AT),
-            ("median_rank", "min", "median rank of the best right answer"),
-            ("mean_rank", "min", "mean rank of the best right answer"),
-        )
-    ),
-    MetricName("<split>/mean_recall", _EVALUATED, "max", "mean of the six recalls"),
-    MetricName("<split>/reranked_mean_recall", _EVALUATED, "max", "mean of the six recalls after re-ranking"),
-    *(
-        MetricName(f"<split>/{prefix}hard_negative_accuracy_{kind}", ("test",), "max", f"right caption above its swapped twin{by}; {pairs}")
-        for prefix, by in (("", ""), ("reranked_", " by the matching head"))
-        for kind, pairs in (("seen", "combinations seen in training"), ("unseen", "combinations never seen in training"))
-    ),
-    MetricName("<split>/baseline/<name>/<what>", ("test",), "", "the same figure of a baseline that cannot see and read together"),
+    MetricName("<split>/<direction>_recall_at_<k>", ("val", "test"), "max", "fraction of queries with a right answer among the first k"),
+    MetricName("<split>/<direction>_median_rank", ("val", "test"), "min", "median rank of the best right answer, 1 = first"),
+    MetricName("<split>/<direction>_mean_rank", ("val", "test"), "min", "mean rank of the best right answer, 1 = first"),
+    MetricName("<split>/mean_recall", ("val", "test"), "max", "mean of the six recalls"),
+    MetricName("<split>/reranked_<direction>_recall_at_<k>", ("test",), "max", "recall after the matching head re-ordered the first"),
+    MetricName("<split>/reranked_<direction>_median_rank", ("test",), "min", "median rank after re-ranking"),
+    MetricName("<split>/reranked_<direction>_mean_rank", ("test",), "min", "mean rank after re-ranking"),
+    MetricName("<split>/reranked_mean_recall", ("test",), "max", "mean of the six recalls after re-ranking"),
+    MetricName("<split>/hard_negative_accuracy_<pairs>", ("test",), "max", "right caption above its twin with swapped attributes"),
+    MetricName("<split>/reranked_hard_negative_accuracy_<pairs>", ("test",), "max", "the same by the matching head"),
+    MetricName("<split>/baseline/<name>/<what>", ("test",), "", "the figure of that name, of a baseline"),
     MetricName("insight/<method>/<score>", (), "", "a figure of an interpretation method"),
 )
 
@@ -301,7 +286,11 @@ def check_metric_name(name: str) -> MetricName:
 
 
 def _spelled(one: MetricName) -> list[str]:
-    return [one.template.replace("<split>", split) for split in one.splits] or [one.template]
+    """The names of one entry; placeholders for any word stay."""
+    names = [one.template]
+    for placeholder, words in {"<split>": one.splits, **WORDS}.items():
+        names = [name.replace(placeholder, word) for name in names for word in (words if placeholder in name else ("",))]
+    return names
 
 
 def _mean_recall(scores: dict[str, float]) -> float:

@@ -179,7 +179,9 @@ def check_arguments(function: Callable[..., Any], given: Iterable[str], key: str
     return [name for name, one in parameters.items() if one.default is inspect.Parameter.empty and name not in set(given)]
 
 
-def bind_losses(losses: dict[str, LossTerm], quantities: Iterable[str], key: str) -> dict[str, tuple[Callable[..., Any], LossTerm, list[str]]]:
+def bind_losses(
+    losses: dict[str, LossTerm], quantities: Iterable[str], key: str
+) -> dict[str, tuple[Callable[..., Any], LossTerm, list[str]]]:
     """Each term with its function and the quantities that it needs.
 
     Raises:
@@ -216,6 +218,9 @@ def check_plan(plan: StagePlan) -> None:
             raise InputError(f"stages.{name}.patience={stage.patience} needs stages.{name}.monitor, e.g. val/mean_recall")
         if stage.patience is not None and stage.patience < 1:
             raise InputError(f"stages.{name}.patience={stage.patience}: must be at least 1")
-        for part, rate in {"learning_rate": stage.learning_rate, **{f"learning_rates.{k}": v for k, v in stage.learning_rates.items()}}.items():
+        for part, rate in {
+            "learning_rate": stage.learning_rate,
+            **{f"learning_rates.{k}": v for k, v in stage.learning_rates.items()},
+        }.items():
             if not 0 < rate < float("inf"):
                 raise InputError(f"stages.{name}.{part}={rate}: must be above 0")

@@ -60,6 +60,7 @@ class ImageTextModule(L.LightningModule):
     def begin_stage(self, name: str, stage: Stage, folder: Path, seed: int) -> None:
         """Called by StageScheduler when the weights are those with which the stage starts."""
         self._losses = self.check_stage(name, stage)
+        self.train()  # the stage before has left its frozen parts in evaluation mode
         self.stage, self.stage_name, self.stage_dir, self.stage_seed = stage, name, folder, seed
         needs_previous = any(need.startswith("previous_") for _, _, needed in self._losses.values() for need in needed)
         self._previous = [copy.deepcopy(self.model).eval().requires_grad_(False)] if needs_previous else []
@@ -83,7 +84,7 @@ class ImageTextModule(L.LightningModule):
         terms = self.loss_terms(batch, derive_seed(self.stage_seed, self.trainer.current_epoch, batch_idx), training=True)
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):
-            listed = ", ".join(f"{name}={float(value):g}" for name, value in terms.items())
+            listed = ", ".join(f"{name}={float(value.detach()):g}" for name, value in terms.items())
             raise TrainingFailure(
                 f"the loss is not finite at step {self.trainer.global_step} of stage '{self.stage_name}' ({listed}); "
                 f"pictures of this batch: {', '.join(batch.filenames)}. The checkpoints in {self.stage_dir} are from before this step. "
@@ -140,7 +141,7 @@ class ImageTextModule(L.LightningModule):
     def encode_texts(self, texts: list[str]) -> Tensor:
         """Embeddings (texts, E) by the data module's own tokenizer."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        tokens, mask = data.tokenizer.encode(texts, self.model.text.context_length)
+        tokens, mask = data.tokenizer.encode(texts, self.model.text.embedding.context_length)
         parts = zip(tokens.to(self.device).split(256), mask.to(self.device).split(256), strict=True)
         return torch.cat([self.model.encode_text(*part).embedding for part in parts])
 
@@ -174,5 +175,8 @@ class ImageTextModule(L.LightningModule):
         schedule = build_schedule(self.stage, int(self.trainer.estimated_stepping_batches), key)
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, [schedule] * len(optimizer.param_groups)), "interval": "step"},
+            "lr_scheduler": {
+                "scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, [schedule] * len(optimizer.param_groups)),
+                "interval": "step",
+            },
         }

@@ -1,6 +1,6 @@
 """The front desk: the commands that work on a saved config.
 
-    python -m lightning_modules.cli multistage --config RUN/config.yaml [--model.init_args.embed_dim=256 ...]
+python -m lightning_modules.cli multistage --config RUN/config.yaml [--model.init_args.embed_dim=256 ...]
 """
 
 from __future__ import annotations
@@ -58,7 +58,14 @@ def _fit(arguments: list[str]) -> int:
 
 def _evaluate(arguments: list[str], function: str) -> int:
     checkpoint, output = take(arguments, "ckpt_path"), take(arguments, "output")
-    config = next((word.split("=", 1)[-1] if "=" in word else arguments[i + 1] for i, word in enumerate(arguments) if word.startswith(("--config", "-c"))), None)
+    config = next(
+        (
+            word.split("=", 1)[-1] if "=" in word else arguments[i + 1]
+            for i, word in enumerate(arguments)
+            if word.startswith(("--config", "-c"))
+        ),
+        None,
+    )
     return evaluate(build(arguments), function, config, checkpoint, output)
 
 

@@ -111,7 +111,7 @@ class CrossAttentionModule(ImageTextModule):
         pixels = dict(zip(names, torch.cat([batch.image for batch in self._test_batches]), strict=True))
 
         def match(filenames: list[str], texts: list[str]) -> Tensor:
-            tokens, mask = self.trainer.datamodule.tokenizer.encode(texts, self.model.text.context_length)  # type: ignore[attr-defined]
+            tokens, mask = self.trainer.datamodule.tokenizer.encode(texts, self.model.text.embedding.context_length)  # type: ignore[attr-defined]
             tokens, mask = tokens.to(self.device), mask.to(self.device)
             scores = []
             for start in range(0, len(texts), PAIRS_AT_ONCE):

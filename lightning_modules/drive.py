@@ -10,7 +10,6 @@ import os
 import signal
 import threading
 import time
-import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +27,7 @@ from insight.errors import InputError
 from insight.stages import StagePlan
 from lightning_modules.engine_cli import EngineCLI
 from lightning_modules.results import load_weights, stage_line, summary_table
-from tracking.run import RunLock, TrackedRun
+from tracking.run import RunLock, TrackedRun, status_of
 
 EXIT_INTERRUPTED = 130
 
@@ -93,7 +92,7 @@ def open_run_dir(cli: EngineCLI) -> Path:
         temporary.write_text(yaml.safe_dump(cli.frozen, sort_keys=False))
         os.replace(temporary, path)
     if rank_zero_only.rank == 0:
-        output_dir.mkdir(parents=True, exist_ok=True)
+        output_dir.mkdir(parents=True, exist_ok=True)  # run_dir may lie elsewhere
         point_latest(run_dir, output_dir)
     return run_dir
 
@@ -127,55 +126,67 @@ def run_stages(cli: EngineCLI, only: str | None = None, weights: Path | None = N
     if only is not None:
         cli.plan = StagePlan({only: cli.plan.stages[only]}, cli.plan.seed)
     run_dir = open_run_dir(cli)
-    lock = RunLock(run_dir) if rank_zero_only.rank == 0 else contextlib.nullcontext()
-    with lock, graceful_stop() as stop:
+    with RunLock(run_dir), graceful_stop() as stop:
         if (run_dir / "summary.json").exists():
             say(f"{run_dir} is finished; its results are in {run_dir / 'summary.json'}. A new run_dir starts another run.")
             return 0
-        tracked = TrackedRun(run_dir, cli.tracking, cli.settings) if rank_zero_only.rank == 0 else None
+        tracked = open_tracking(cli, run_dir)
         try:
             _run(cli, run_dir, weights, stop, tracked)
-        except (KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit) as error:
             if tracked:
-                tracked.finish("KILLED")
+                tracked.finish(status_of(error), error)
+            if not (stop.is_set() or isinstance(error, KeyboardInterrupt)):
+                raise
             say(f"\nstopped. Go on with: python train.py resume={run_dir}")
             return EXIT_INTERRUPTED
-        except BaseException:
+        except BaseException as error:
             if tracked:
-                tracked.finish("FAILED", error=traceback.format_exc())
+                tracked.finish("FAILED", error)
             raise
         if tracked:
             tracked.finish("FINISHED")
     return 0
 
 
+def open_tracking(cli: EngineCLI, run_dir: Path) -> TrackedRun | None:
+    """The MLflow side, or None when the config turns it off."""
+    if not cli.tracking.enabled:
+        return None
+    return TrackedRun(run_dir, cli.tracking.experiment, None, cli.tracking.tracking_uri, cli.settings.output_dir)
+
+
 def _run(cli: EngineCLI, run_dir: Path, weights: Path | None, stop: threading.Event, tracked: TrackedRun | None) -> None:
     data, model = cli.datamodule, cli.model
-    say(f"data: {data.describe()}" if not data.generated else data.describe())
     data.prepare_data()
     data.setup("fit")
-    if data.tokenizer.size > cli.config.model.init_args.vocab_size:
-        raise InputError(f"model.init_args.vocab_size={cli.config.model.init_args.vocab_size}, the tokenizer has {data.tokenizer.size} entries")
+    say(data.describe())
+    if data.tokenizer.size > model.model.text.embedding.vocab_size:
+        raise InputError(
+            f"model.init_args.vocab_size={model.model.text.embedding.vocab_size}, but the tokenizer has {data.tokenizer.size} entries"
+        )
     if rank_zero_only.rank == 0:
         data.tokenizer.save(run_dir / "tokenizer.json")
-    say(f"run:  {run_dir}")
+    say(f"run: {run_dir}")
     scheduler = StageScheduler(cli.plan, run_dir)
     if tracked:
-        tracked.start(cli.frozen, data.fingerprint())
+        tags = {"data.fingerprint": data.fingerprint(), "data": data.describe(), "seed": str(cli.plan.seed)}
+        tracked.start(cli.frozen, tags, run_dir / "config.yaml", [run_dir / "tokenizer.json"])
     if weights is not None:
         load_weights(model, weights)
     while not scheduler.done:
         _fit_stage(cli, scheduler, stop, tracked)
         if stop.is_set():
             raise KeyboardInterrupt
-    facts = _test(cli, scheduler, tracked) if cli.settings.test else {}
+    facts = _test(cli, scheduler) if cli.settings.test else {}
     summary = {"stages": scheduler.ledger["done"], "test": facts}
+    if tracked:
+        tracked.log_metrics(facts)
     if rank_zero_only.rank == 0:
         write_json(run_dir / "summary.json", summary)
-        if tracked:
-            tracked.log_metrics(facts, step=0)
-            tracked.log_artifact(run_dir / "summary.json", None)
-    say(summary_table(summary, data, run_dir, tracked.uri if tracked else None))
+    if tracked:
+        tracked.log_artifact(run_dir / "summary.json")
+    say(summary_table(summary, data, run_dir, tracked.logger.tracking_uri if tracked else None))
 
 
 def _fit_stage(cli: EngineCLI, scheduler: StageScheduler, stop: threading.Event, tracked: TrackedRun | None) -> None:
@@ -191,17 +202,13 @@ def _fit_stage(cli: EngineCLI, scheduler: StageScheduler, stop: threading.Event,
     logger = tracked.stage_logger(index, name) if tracked else None
     callbacks: list[Callback] = [scheduler, *copy.deepcopy(list(cli.callbacks.values())), StageProgress(title), checkpoints]
     trainer = make_trainer(cli, callbacks, logger, max_epochs=stage.epochs, **stage.trainer)
-    say(stage_line(title, stage, cli.model) + (f"\n  resumed from {resume}" if resume else ""))
+    say(stage_line(title, stage, cli.model, trainer) + (f"\n  goes on from {resume}" if resume else ""))
     started, cpu_started = time.perf_counter(), time.process_time()
     try:
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=True if resume else None)
-    except (KeyboardInterrupt, SystemExit):
-        if tracked:
-            tracked.finish_stage(logger, "KILLED")
-        raise
-    except BaseException:
-        if tracked:
-            tracked.finish_stage(logger, "FAILED")
+    except BaseException as error:
+        if tracked and logger:
+            tracked.finish_stage(logger, "KILLED" if stop.is_set() else status_of(error))
         raise
     scheduler.commit(
         {
@@ -214,7 +221,7 @@ def _fit_stage(cli: EngineCLI, scheduler: StageScheduler, stop: threading.Event,
             "resumed": resume is not None,
         }
     )
-    if tracked:
+    if tracked and logger:
         tracked.finish_stage(logger, "FINISHED")
 
 
@@ -229,7 +236,7 @@ def make_trainer(cli: EngineCLI, callbacks: list[Callback], logger: Any, max_epo
         return L.Trainer(**arguments)
 
 
-def _test(cli: EngineCLI, scheduler: StageScheduler, tracked: TrackedRun | None) -> dict[str, float]:
+def _test(cli: EngineCLI, scheduler: StageScheduler) -> dict[str, float]:
     handoff = scheduler.handoff_path()
     assert handoff is not None, "a plan has at least one stage"
     load_weights(cli.model, handoff)
@@ -245,9 +252,10 @@ def evaluate(cli: EngineCLI, function: str, config_path: str | None, checkpoint:
     run_dir = Path(config_path).parent if config_path else None
     path = Path(checkpoint) if checkpoint else _best_of(run_dir, function)
     load_weights(cli.model, path, cli.datamodule)
-    cli.datamodule.configure_stage(cli.plan.seed)
+    cli.datamodule.prepare_data()
+    cli.datamodule.setup(function)
+    say(cli.datamodule.describe())
     say(f"{function}: weights of {path}")
-    say(f"data: {cli.datamodule.describe()}" if not cli.datamodule.generated else cli.datamodule.describe())
     callbacks = copy.deepcopy(list(cli.callbacks.values())) if function == "test" else []
     trainer = make_trainer(cli, callbacks, None, max_epochs=1)
     if function == "predict":
@@ -269,9 +277,10 @@ def evaluate(cli: EngineCLI, function: str, config_path: str | None, checkpoint:
 def _best_of(run_dir: Path | None, function: str) -> Path:
     ledger = run_dir / "stages.json" if run_dir else None
     if run_dir is None or ledger is None or not ledger.exists():
-        raise InputError(f"{function} needs the weights of a run: give --config RUN/config.yaml of a run with a finished stage, or --ckpt_path FILE")
+        raise InputError(
+            f"{function} needs the weights of a run: give --config RUN/config.yaml of a run with a finished stage, or --ckpt_path FILE"
+        )
     done = json.loads(ledger.read_text())["done"]
     if not done:
         raise InputError(f"{ledger}: no stage is finished yet; give --ckpt_path FILE")
     return run_dir / done[-1]["best"]
-

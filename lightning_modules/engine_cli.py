@@ -121,6 +121,17 @@ def shorten(message: str) -> str:
     """The path of keys and the deepest complaints of a long parser message."""
     lines = [line.strip().removeprefix("- ") for line in message.splitlines() if line.strip()]
     keys = [line.split('"')[1] for line in lines if line.startswith("Parser key ") and line.count('"') >= 2]
-    noise = ("Parser key ", "usage:", "error:", "Does not validate against any", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Given value type:", "Given value: {", "Given value: Namespace")
+    noise = (
+        "Parser key ",
+        "usage:",
+        "error:",
+        "Does not validate against any",
+        "Subtypes:",
+        "Errors:",
+        "Expected a <class 'NoneType'>",
+        "Given value type:",
+        "Given value: {",
+        "Given value: Namespace",
+    )
     rest = [line for line in lines if not line.startswith(noise)]
     return f"{'.'.join(keys)}: {' '.join(rest)}" if keys else " ".join(rest or lines)

@@ -32,12 +32,23 @@ def run_composed(config: dict[str, Any], overrides: list[str]) -> int:
     if resume is not None:
         others = [word for word in overrides if not word.startswith("resume=")]
         if others:
-            raise InputError(f"resume={resume} reads the run's own config.yaml; leave out {' '.join(others)}, or start another run with them")
+            raise InputError(
+                f"resume={resume} reads the run's own config.yaml; leave out {' '.join(others)}, or start another run with them"
+            )
         config = read_run(resume)
     cli = build(config)
     if several_processes(cli.trainer_arguments):
         run_dir = open_run_dir(cli)
-        command = [sys.executable, "-m", "lightning_modules.cli", "multistage", "--config", str(run_dir / "config.yaml"), "--run_dir", str(run_dir)]
+        command = [
+            sys.executable,
+            "-m",
+            "lightning_modules.cli",
+            "multistage",
+            "--config",
+            str(run_dir / "config.yaml"),
+            "--run_dir",
+            str(run_dir),
+        ]
         sys.stdout.flush()
         os.execv(sys.executable, command)  # children are started from this command line, so Hydra must not be in it
     return run_stages(cli)

@@ -35,7 +35,11 @@ def load_weights(model: ImageTextModule, path: Path, data: L.LightningDataModule
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise InputError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from error
     weights, own = checkpoint["state_dict"], model.state_dict()
-    wrong = [f"{name}: {tuple(weights[name].shape)} in the file, {tuple(own[name].shape)} in the model" for name in own.keys() & weights.keys() if weights[name].shape != own[name].shape]
+    wrong = [
+        f"{name}: {tuple(weights[name].shape)} in the file, {tuple(own[name].shape)} in the model"
+        for name in own.keys() & weights.keys()
+        if weights[name].shape != own[name].shape
+    ]
     missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     if wrong or missing or unknown:
         parts = [("other shape", wrong), ("missing in the file", missing), ("unknown to the model", unknown)]
@@ -49,14 +53,22 @@ def load_weights(model: ImageTextModule, path: Path, data: L.LightningDataModule
         data.load_state_dict(states[0])
 
 
-def stage_line(title: str, stage: Stage, model: ImageTextModule) -> str:
+def stage_line(title: str, stage: Stage, model: ImageTextModule, trainer: L.Trainer) -> str:
     """What trains, how many parameters, which losses."""
     parameters = dict(model.named_parameters())
-    trained = sum(parameters[name].numel() for name in matching(stage.train, parameters, "train"))
+    trained = sum(parameters[name].numel() for name in matching(stage.train, parameters, f"stages.{title.split()[-1]}.train"))
     total = sum(parameter.numel() for parameter in parameters.values())
     losses = " + ".join(f"{term.weight:g} {name}" if term.weight != 1 else name for name, term in stage.losses.items())
     limit = f"at most {stage.epochs} epochs" if stage.patience else f"{stage.epochs} epochs"
-    return f"\n{title}: {limit}; trains {trained:,} of {total:,} parameters ({', '.join(stage.train)}); loss {losses}"
+    device = f"{type(trainer.accelerator).__name__.removesuffix('Accelerator').lower()}, {trainer.precision}"
+    return f"\n{title} on {device}: {limit}; trains {trained:,} of {total:,} parameters ({', '.join(stage.train)}); loss {losses}"
+
+
+def chance(data: Any, split: str) -> list[str]:
+    """The recalls that a random order would reach, as shown."""
+    counts = data.caption_counts(split)
+    scores = chance_recall(len(counts), counts)
+    return [f"{scores[name]:.3f}" for name in SHOWN]
 
 
 def summary_table(summary: dict[str, Any], data: Any, run_dir: Path, tracking_uri: str | None) -> str:
@@ -67,7 +79,7 @@ def summary_table(summary: dict[str, Any], data: Any, run_dir: Path, tracking_ur
     for stage in summary["stages"]:
         figures = [f"{stage['metrics'][f'val/{name}']:.3f}" if f"val/{name}" in stage["metrics"] else "-" for name in SHOWN]
         table.add_row(f"val, after {stage['name']}", str(stage["epochs"]), *figures)
-    table.add_row("val, chance", "", *(f"{data.chance('val')[name]:.3f}" for name in SHOWN), end_section=True)
+    table.add_row("val, chance", "", *chance(data, "val"), end_section=True)
     test = summary["test"]
     if test:
         prefixes = {"test": "test/", "test, re-ranked": "test/reranked_"}
@@ -75,12 +87,17 @@ def summary_table(summary: dict[str, Any], data: Any, run_dir: Path, tracking_ur
         for label, prefix in prefixes.items():
             if f"{prefix}{SHOWN[0]}" in test:
                 table.add_row(label, "", *(f"{test[prefix + name]:.3f}" for name in SHOWN))
-        table.add_row("test, chance", "", *(f"{data.chance('test')[name]:.3f}" for name in SHOWN))
+        table.add_row("test, chance", "", *chance(data, "test"))
     out = io.StringIO()
     Console(file=out, width=120, force_terminal=False).print(table)
     lines = [out.getvalue().rstrip()]
     if "test/hard_negative_accuracy_seen" in test:
-        columns = {"model": "test/", "re-ranked": "test/reranked_", "colour histogram": "test/baseline/colour_histogram/", "blind prior": "test/baseline/blind_prior/"}
+        columns = {
+            "model": "test/",
+            "re-ranked": "test/reranked_",
+            "colour histogram": "test/baseline/colour_histogram/",
+            "blind prior": "test/baseline/blind_prior/",
+        }
         for kind in ("seen", "unseen"):
             named = {label: f"{prefix}hard_negative_accuracy_{kind}" for label, prefix in columns.items()}
             figures = "  ".join(f"{label} {test[name]:.3f}" for label, name in named.items() if name in test)

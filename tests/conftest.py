@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,3 +16,9 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def scenes_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Generated pictures, rendered once for all tests."""
+    return tmp_path_factory.mktemp("scenes_cache")

@@ -84,7 +84,7 @@ class JournalMLFlowLogger(MLFlowLogger):
         self.drain_seconds = drain_seconds
         self.journal = Journal(journal_dir)
         self._client = LazyClient(self._tracking_uri)
-        self._opened = False
+        self.opened = False
         self._earlier = Contents({}, {}, {}, None)
         self._names: dict[str, str] = {}
         self._said_differs: set[str] = set()
@@ -205,16 +205,14 @@ class JournalMLFlowLogger(MLFlowLogger):
         self._said_differs.clear()
         last = self._earlier.last_step
         if last is not None and last > step:
-            logger.info(
-                "%s: goes on from step %d; points up to step %d are there already and are not written twice", self.version, step, last
-            )
+            logger.info("%s: goes on from step %d; points up to step %d are there already and stay", self.version, step, last)
 
     # Opening and closing.
 
     @rank_zero_only
     def open(self) -> None:
         """Begin the run, or go on with it; done by itself at the first write."""
-        if not self._opened:
+        if not self.opened:
             begun = self.journal.opening()
             self._earlier = self.journal.contents()
             fields = {
@@ -227,7 +225,7 @@ class JournalMLFlowLogger(MLFlowLogger):
                 "artifact_location": self._artifact_location,
             }
             self.journal.append("open", fields)
-            self._opened = True
+            self.opened = True
         if self._shipper is None:
             self._shipper = Shipper(self.sender, self.store_warned)
             self._shipper.start()
@@ -235,7 +233,7 @@ class JournalMLFlowLogger(MLFlowLogger):
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:
         """Called by Lightning at the end of every fit, validate and test. Lightning says "failed" for Ctrl-C too."""
-        if self.driven or not self._opened:
+        if self.driven or not self.opened:
             return
         if status == "failed" and isinstance(sys.exc_info()[1], KeyboardInterrupt | SystemExit):
             status = "KILLED"

@@ -144,7 +144,10 @@ class TrackedRun:
         """Write the final status (of stages still running too), wait ``drain_seconds`` at most, and say what couldn't be sent.
 
         ``status_of(error)`` gives the status that an exception means. For FAILED the traceback becomes the artifact error.txt.
+        A run that ends before ``start`` (a mistake in the config, data that isn't there) leaves nothing in the store.
         """
+        if not self.logger.opened:
+            return
         if error is not None and status == "FAILED":
             self._log_text("error.txt", "".join(traceback.format_exception(error)))
         for key in sorted(self._unfinished):

@@ -145,7 +145,16 @@ class Sender:
 
     def _send_entities(self, client: MlflowClient, run_id: str, kind: str, entities: list[Any]) -> None:
         """What the store refuses is left out, by name; the rest of the batch still arrives."""
-        if not self._refused(client, run_id, lambda: client.log_batch(run_id, **{kind: entities}), entities):
+
+        def call() -> None:
+            client.log_batch(
+                run_id,
+                metrics=entities if kind == "metrics" else [],
+                params=entities if kind == "params" else [],
+                tags=entities if kind == "tags" else [],
+            )
+
+        if not self._refused(client, run_id, call, entities):
             return
         if len(entities) > 1:
             middle = len(entities) // 2

@@ -55,7 +55,7 @@ def _checked(uri: str, source: str) -> str:
         if os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("1", "true"):
             return uri
         raise InputError(
-            f"{source}: {shown!r} is a folder of files, which MLflow no longer takes as a store; {examples} (or set MLFLOW_ALLOW_FILE_STORE=true)"
+            f"{source}: {shown!r} is a folder, which MLflow no longer takes as a store; {examples} (or MLFLOW_ALLOW_FILE_STORE=true)"
         )
     if scheme not in SCHEMES and scheme not in {plugin.name for plugin in entry_points(group="mlflow.tracking_store")}:
         raise InputError(f"{source}: {shown!r} begins with {scheme!r}, which MLflow doesn't know ({', '.join(SCHEMES)}); {examples}")

@@ -55,7 +55,9 @@ class Tokenizer:
             InputError: ``vocab_size`` has no room for the 256 bytes and the special tokens.
         """
         if vocab_size < SMALLEST_VOCABULARY:
-            raise InputError(f"vocab_size={vocab_size}: must be at least {SMALLEST_VOCABULARY} (256 bytes and {len(SPECIAL)} special tokens)")
+            raise InputError(
+                f"vocab_size={vocab_size}: must be at least {SMALLEST_VOCABULARY}, for 256 bytes and {len(SPECIAL)} special tokens"
+            )
         backend = tokenizers.Tokenizer(models.BPE())
         backend.normalizer = normalizers.Sequence(
             [normalizers.NFC(), normalizers.Lowercase(), normalizers.Replace(tokenizers.Regex(r"\s+"), " "), normalizers.Strip()]
@@ -79,7 +81,7 @@ class Tokenizer:
         """
         try:
             backend = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # noqa: BLE001  the library raises bare Exception for every malformed JSON
+        except Exception as error:
             raise InputError(f"this is no tokenizer JSON: {error}") from error
         return cls(backend)
 
@@ -141,7 +143,8 @@ class Tokenizer:
         encoding = self._backend.encode(text, add_special_tokens=False)
         columns: dict[int, list[int]] = {}
         for column, word in enumerate(encoding.word_ids):
-            columns.setdefault(word, []).append(column)
+            if word is not None:  # special tokens belong to no word; there are none here
+                columns.setdefault(word, []).append(column)
         words: list[Word] = []
         for found in columns.values():
             kept = tuple(column + 1 for column in found if column < context_length - 2)  # column 0 is [START]

@@ -22,11 +22,6 @@ def stage(train: list[str], *losses: str, **changes: Any) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="session")
-def scenes_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("scenes_cache")
-
-
 @pytest.fixture
 def tiny_config(tmp_path: Path, scenes_cache: Path) -> dict[str, Any]:
     """Three stages on 40 generated pictures: 5 batches of 8 an epoch; nothing tracked."""

@@ -95,7 +95,9 @@ def test_test_validate_and_predict_work_from_the_saved_config(finished, tmp_path
     saved = ["--config", str(run_dir / "config.yaml")]
     assert main(["test", *saved, "--output", str(tmp_path)]) == 0
     again, summary = json.loads((tmp_path / "test.json").read_text()), json.loads((run_dir / "summary.json").read_text())["test"]
-    assert {name: again[name] for name in summary if "baseline" not in name} == pytest.approx({n: v for n, v in summary.items() if "baseline" not in n})
+    assert {name: again[name] for name in summary if "baseline" not in name} == pytest.approx(
+        {n: v for n, v in summary.items() if "baseline" not in n}
+    )
     assert main(["validate", *saved]) == 0
     assert "val/image_to_text_recall_at_1" in capsys.readouterr().out
     assert main(["predict", *saved, "--output", str(tmp_path)]) == 0
@@ -113,7 +115,16 @@ def test_multistage_by_the_saved_config_repeats_the_run_bit_for_bit(finished, tm
 def test_fit_trains_one_stage_from_given_weights(finished, tmp_path):
     _, run_dir = finished
     start = run_dir / "02-cross_modal" / "best.ckpt"
-    arguments = ["--config", str(run_dir / "config.yaml"), "--stage", "end_to_end", "--weights", str(start), "--run_dir", str(tmp_path / "one")]
+    arguments = [
+        "--config",
+        str(run_dir / "config.yaml"),
+        "--stage",
+        "end_to_end",
+        "--weights",
+        str(start),
+        "--run_dir",
+        str(tmp_path / "one"),
+    ]
     assert main(["fit", *arguments]) == 0
     done = json.loads((tmp_path / "one" / "stages.json").read_text())["done"]
     assert [stage["name"] for stage in done] == ["end_to_end"]

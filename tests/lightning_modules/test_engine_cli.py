@@ -27,7 +27,7 @@ def test_a_frozen_config_builds_the_same_plan_and_the_same_frozen_config(tiny_co
         ("stages.end_to_end.monitor", "val/mean_recal", "did you mean 'val/mean_recall'"),
         ("stages.end_to_end.losses.x", {"function": "insight.losses.contrast"}, "did you mean 'contrastive'"),
         ("stages.cross_modal.trainer.acumulate_grad_batches", 2, "did you mean 'accumulate_grad_batches'"),
-        ("stages.cross_modal.data.batchsize", 2, "batchsize"),
+        ("stages.single_modality.data.batchsize", 2, "batchsize"),
         ("model.init_args.dmi", 16, "dmi"),
         ("model.init_args.heads", 3, "dim=16 is not a multiple of heads=3"),
         ("model.init_args.patch_size", 5, "patch_size"),

@@ -1,0 +1,115 @@
+"""The generated set "scenes": pictures of coloured shapes with captions, phrase boxes and hard negatives, rendered on first use.
+
+It is written to the cache folder in Flickr30k's own layout and read back by the very same reader. Used by name only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from datamodules.flickr30k import Flickr30kDataModule
+from datamodules.scenes_files import Settings, ensure_scenes
+from datamodules.scenes_world import VERSION
+from insight.errors import InputError
+
+
+class ScenesDataModule(Flickr30kDataModule):
+    """Scenes v1. Two test pictures in five hold colour x shape pairs that training and validation never show.
+
+    Args:
+        cache_dir: The set is rendered to a folder in it, named after version, seed and sizes.
+        num_train: Pictures to render for training.
+        num_val: For validation.
+        num_test: For the test; with their hard negatives.
+        flip: Must stay false: a mirrored picture would make "left of" a lie.
+        seed: Of the scenes; the same seed gives the same pictures and captions.
+
+    The other arguments are those of `datamodules.flickr30k.Flickr30kDataModule`.
+
+    Raises:
+        InputError: a split without pictures, or ``flip``.
+    """
+
+    generated = True
+    name = "scenes"
+
+    def __init__(
+        self,
+        cache_dir: str = "outputs/cache",
+        num_train: int = 6000,
+        num_val: int = 600,
+        num_test: int = 1000,
+        image_size: int = 64,
+        context_length: int = 32,
+        vocab_size: int = 600,
+        tokenizer: str | None = None,
+        batch_size: int = 64,
+        eval_batch_size: int = 100,
+        num_workers: int = 0,
+        captions_per_image: int | Literal["all"] = 1,
+        views: int = 1,
+        crop_scale_min: float = 0.8,
+        color_jitter: float = 0.0,
+        flip: bool = False,
+        train_images: int | None = None,
+        eval_images: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        for key, value in (("num_train", num_train), ("num_val", num_val), ("num_test", num_test)):
+            if value < 1:
+                raise InputError(f"data.init_args.{key}={value}: each split needs at least one picture")
+        _refuse_flip(flip, "data.init_args.flip")
+        super().__init__(
+            root=None,
+            cache_dir=cache_dir,
+            format="karpathy",
+            image_size=image_size,
+            context_length=context_length,
+            vocab_size=vocab_size,
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            captions_per_image=captions_per_image,
+            views=views,
+            crop_scale_min=crop_scale_min,
+            color_jitter=color_jitter,
+            flip=flip,
+            train_images=train_images,
+            eval_images=eval_images,
+            seed=seed,
+        )
+        self.settings = Settings(seed, num_train, num_val, num_test)
+        self.scenes_cache = Path(cache_dir)
+
+    def locate(self) -> Path:
+        return self.scenes_cache / self.settings.folder_name
+
+    def prepare_data(self) -> None:
+        ensure_scenes(self.scenes_cache, self.settings)
+        super().prepare_data()
+
+    def configure_stage(
+        self,
+        stage_seed: int,
+        batch_size: int | None = None,
+        captions_per_image: int | Literal["all"] | None = None,
+        views: int | None = None,
+        crop_scale_min: float | None = None,
+        color_jitter: float | None = None,
+        flip: bool | None = None,
+    ) -> None:
+        _refuse_flip(flip, "the stage's flip")
+        super().configure_stage(stage_seed, batch_size, captions_per_image, views, crop_scale_min, color_jitter, flip)
+
+    def describe(self) -> str:
+        sizes = f"{self.settings.train} training, {self.settings.val} validation and {self.settings.test} test pictures"
+        return (
+            f"generated data (scenes v{VERSION}, seed {self.settings.seed}): {sizes} of coloured shapes, rendered on first use; not photos"
+        )
+
+
+def _refuse_flip(flip: bool | None, key: str) -> None:
+    if flip:
+        raise InputError(f"{key}=true: scenes speak of left and right, which a mirrored picture makes false: set flip to false")

@@ -1,0 +1,73 @@
+import pytest
+import torch
+
+from insight.errors import InputError
+from insight.models.text_transformer import TextTransformer
+from insight.models.vision_transformer import VisionTransformer
+
+
+def text_model(**arguments):
+    torch.manual_seed(0)
+    return TextTransformer(**{"vocab_size": 20, "context_length": 12, "dim": 16, "depth": 2, "heads": 4, **arguments})
+
+
+def captions():
+    tokens, mask = torch.randint(3, 20, (3, 8)), torch.ones(3, 8, dtype=torch.bool)
+    mask[0, 5:] = mask[1, 2:] = False
+    return tokens, mask
+
+
+def test_padding_changes_no_embedding():
+    model, (tokens, mask) = text_model(), captions()
+    short = model(tokens, mask)
+    longer, longer_mask = torch.nn.functional.pad(tokens, (0, 4), value=9), torch.nn.functional.pad(mask, (0, 4))
+    padded = model(longer, longer_mask)
+    torch.testing.assert_close(padded.pooled, short.pooled, atol=1e-6, rtol=0)
+    torch.testing.assert_close(padded.tokens[:, :8][mask], short.tokens[mask], atol=1e-6, rtol=0)
+    junk = torch.where(mask, tokens, torch.randint(0, 20, tokens.shape))
+    assert torch.equal(model(junk, mask).pooled, short.pooled)
+
+
+def test_a_caption_gives_the_same_alone_and_in_a_batch():
+    model, (tokens, mask) = text_model(), captions()
+    together = model(tokens, mask).pooled
+    alone = torch.cat([model(tokens[row : row + 1, : mask[row].sum()], mask[row : row + 1, : mask[row].sum()]).pooled for row in range(3)])
+    torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-5)
+
+
+def test_text_is_read_in_both_directions_and_in_order():
+    model, tokens, mask = text_model(), torch.tensor([[3, 4, 5]]), torch.ones(1, 3, dtype=torch.bool)
+    changed_last = model(torch.tensor([[3, 4, 6]]), mask)
+    assert not torch.equal(changed_last.tokens[0, 0], model(tokens, mask).tokens[0, 0])
+    assert not torch.allclose(model(tokens.flip(1), mask).pooled, model(tokens, mask).pooled, atol=1e-6)
+
+
+def test_captions_longer_than_the_context_are_an_error():
+    with pytest.raises(InputError, match="context_length=12"):
+        text_model()(torch.zeros(1, 13, dtype=torch.int64), torch.ones(1, 13, dtype=torch.bool))
+
+
+def test_a_picture_gives_class_token_and_patches_and_the_class_token_stands_for_it():
+    torch.manual_seed(0)
+    model = VisionTransformer(image_size=16, patch_size=4, dim=16, depth=2, heads=4)
+    output = model(torch.randn(2, 3, 16, 16))
+    assert model.grid_size == 4
+    assert output.tokens.shape == (2, 17, 16)
+    assert torch.equal(output.pooled, output.tokens[:, 0])
+    torch.testing.assert_close(output.tokens.mean(-1), torch.zeros(2, 17), atol=1e-5, rtol=0)  # the final LayerNorm, fresh
+    torch.testing.assert_close(output.tokens.var(-1, correction=0), torch.ones(2, 17), atol=1e-2, rtol=0)
+
+
+def test_the_place_of_a_patch_matters():
+    torch.manual_seed(0)
+    model = VisionTransformer(image_size=8, patch_size=4, dim=16, depth=1, heads=2)
+    image = torch.randn(1, 3, 8, 8)
+    assert not torch.allclose(model(image).pooled, model(image.roll(4, dims=3)).pooled, atol=1e-6)
+    torch.nn.init.zeros_(model.embedding.position)
+    torch.testing.assert_close(model(image).pooled, model(image.roll(4, dims=3)).pooled)  # without positions it can't
+
+
+@pytest.mark.parametrize(("arguments", "message"), [({"patch_size": 7}, "patch_size=7"), ({"heads": 3}, "heads=3")])
+def test_impossible_shapes_name_the_key(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        VisionTransformer(**arguments)
