@@ -20,6 +20,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from hydra import compose, initialize_config_dir
+
 ARMS = ("three_stages", "one_stage")
 RESULTS = Path(__file__).parent / "results"
 SHOWN = {
@@ -50,13 +52,25 @@ def run(arguments: argparse.Namespace, arm: str, seed: int, factor: float) -> di
         ]
         command += [f"run_dir={folder}", "tracking.enabled=false", "trainer=cpu", "~callbacks.attention_maps", "~callbacks.canary"]
         command += [f"data.init_args.root={arguments.root}"] if arguments.root else []
-        command += [f"+rate_factor={factor}"] if factor != 1 else []
+        command += rates(arm, factor)
         command += arguments.override
         environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "MKL_NUM_THREADS": str(arguments.threads)}
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "log.txt").open("a") as log:
             subprocess.run(command, check=True, env=environment, stdout=log, stderr=log)
     return json.loads((folder / "summary.json").read_text())
+
+
+def rates(arm: str, factor: float) -> list[str]:
+    """Overrides that multiply every learning rate of an arm's stages."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(Path(__file__).resolve().parents[1] / "configs")):
+        stages = compose("train", overrides=[f"stages={arm}"]).stages
+    overrides = []
+    for name, stage in stages.items():
+        overrides.append(f"stages.{name}.learning_rate={stage.learning_rate * factor}")
+        parts = ", ".join(f"'{pattern}': {rate * factor}" for pattern, rate in stage.get("learning_rates", {}).items())
+        overrides += [f"++stages.{name}.learning_rates={{{parts}}}"] if parts else []
+    return overrides
 
 
 def final_recall(summary: dict) -> float:

@@ -93,8 +93,9 @@ def _contents(source: Path, wanted: set[str]) -> Iterator[tuple[str, str, str, b
     try:
         yield from _zip_contents(source, wanted) if zipfile.is_zipfile(source) else _tar_contents(source, wanted)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error) as error:
+        reason = str(error).partition("\n")[0]
         raise InputError(
-            f"{source}: the archive cannot be read ({error}): download it again, or do without: data.init_args.entities=false"
+            f"{source}: the archive cannot be read ({reason}): download it again, or do without: data.init_args.entities=false"
         ) from error
 
 

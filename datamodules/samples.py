@@ -100,11 +100,13 @@ class Split(Dataset):
             for caption in sample.captions:
                 phrases += [_seen(phrase, row, sample.crop) for phrase in self.texts.phrases[caption]]
                 row += 1
+        mask_CT = self.texts.mask_CT[captions]
+        longest = int(mask_CT.sum(dim=1).max())  # no model pays for padding that no caption of the batch needs
         return ImageTextBatch(
             image=normalise(torch.stack([sample.image for sample in samples])),
             view=normalise(torch.stack(views)) if views else None,
-            tokens=self.texts.tokens_CT[captions],
-            token_mask=self.texts.mask_CT[captions],
+            tokens=self.texts.tokens_CT[captions, :longest],
+            token_mask=mask_CT[:, :longest],
             caption_row=torch.tensor([row for row, sample in enumerate(samples) for _ in sample.captions]),
             image_id=torch.tensor([sample.row for sample in samples]),
             caption_id=captions,

@@ -105,9 +105,7 @@ class ScenesDataModule(Flickr30kDataModule):
 
     def describe(self) -> str:
         sizes = f"{self.settings.train} training, {self.settings.val} validation and {self.settings.test} test pictures"
-        return (
-            f"generated data (scenes v{VERSION}, seed {self.settings.seed}): {sizes} of coloured shapes, rendered on first use; not photos"
-        )
+        return f"generated data (scenes v{VERSION}, seed {self.settings.seed}): {sizes} of coloured shapes, not photos"
 
 
 def _refuse_flip(flip: bool | None, key: str) -> None:

@@ -80,7 +80,7 @@ class Description(NamedTuple):
 class Wording(NamedTuple):
     """A description in words; the colour stays apart so that two phrases can trade it."""
 
-    count: str  # "" for one thing: the article follows from the next word
+    number: str  # "" for one thing: the article follows from the next word
     size: str
     texture: str
     colour: str
@@ -88,7 +88,7 @@ class Wording(NamedTuple):
 
     def text(self) -> str:
         words = " ".join(word for word in (self.size, self.texture, self.colour, self.noun) if word)
-        return f"{self.count} {words}" if self.count else f"{'an' if words[0] in 'aeio' else 'a'} {words}"
+        return f"{self.number} {words}" if self.number else f"{'an' if words[0] in 'aeio' else 'a'} {words}"
 
 
 class Mention(NamedTuple):
@@ -162,13 +162,8 @@ def put_in_words(lot: random.Random, description: Description, things: Sequence[
 def make_captions(lot: random.Random, scene: Scene, picture: Picture) -> list[Caption]:
     """Five captions: one that lists everything, two about relations, one about a part, one as it comes; in any order."""
     writer = _Writer(lot, scene, picture)
-    recipes = [
-        writer.everything,
-        writer.relation,
-        writer.relation,
-        writer.part,
-        lot.choice((writer.part, writer.relation, writer.counting)),
-    ]
+    as_it_comes = lot.choice((writer.part, writer.relation, writer.counting))
+    recipes = [writer.everything, writer.relation, writer.relation, writer.part, as_it_comes]
     captions: list[Caption] = []
     for recipe in recipes:
         caption = recipe()
@@ -235,9 +230,9 @@ class _Writer:
                 if first & second:
                     continue
                 pairs = [(one, other) for one in first for other in second]
-                found += [
-                    (first, second, name) for name in RELATIONS if all(clearly(name, *pair, self.things, self.hidden) for pair in pairs)
-                ]
+                for name in RELATIONS:
+                    if all(clearly(name, one, other, self.things, self.hidden) for one, other in pairs):
+                        found.append((first, second, name))
                 if all(is_near(self.things[one], self.things[other]) for one, other in pairs) and self.lot.random() < 0.3:
                     found.append((first, second, "near"))
         self.lot.shuffle(found)
@@ -283,10 +278,8 @@ class _Writer:
                 members = Description(**{attribute: getattr(thing, attribute) for attribute in attributes}).matches(self.things)
                 if attributes != ("texture",) or thing.texture != "plain":
                     groups.add(members)
-        chosen = sorted((sorted(group) for group in groups if 1 < len(group) < len(self.things)), key=str) or [
-            list(range(len(self.things)))
-        ]
-        members = frozenset(self.lot.choice(chosen))
+        some = sorted(sorted(group) for group in groups if 1 < len(group) < len(self.things))
+        members = frozenset(self.lot.choice(some or [list(range(len(self.things)))]))
         mention = self.mention(members, 0.2)
         assert mention is not None  # a group was made by a description that fits nothing else
         rest = [row for row in range(len(self.things)) if row not in members]

@@ -106,10 +106,15 @@ def _marked(thing: Thing, x: Array, y: Array) -> NDArray[np.bool_]:
     period = 4.5 + 0.25 * thing.radius
     across, down = x / period, y / period
     if thing.texture == "striped":
-        return np.mod(across + 0.6 * down, 1.0) < 0.45
+        return _fraction(across + 0.6 * down) < 0.45
     if thing.texture == "dotted":
-        return (np.mod(across, 1.0) - 0.5) ** 2 + (np.mod(down, 1.0) - 0.5) ** 2 < 0.1
+        across, down = _fraction(across) - 0.5, _fraction(down) - 0.5
+        return across * across + down * down < 0.1
     return (np.floor(across * 1.5) + np.floor(down * 1.5)) % 2 == 0
+
+
+def _fraction(x: Array) -> Array:
+    return x - np.floor(x)
 
 
 def _background(background: Background, noise: np.random.Generator) -> Array:

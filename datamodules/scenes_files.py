@@ -16,6 +16,7 @@ import shutil
 import tarfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,7 @@ from insight.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-JPEG = {"quality": 92, "subsampling": 0}
+JPEG_QUALITY = 92
 ABANDONED_AFTER = 3600  # seconds after which a half-rendered folder is taken for one whose process was killed
 
 
@@ -130,21 +131,17 @@ def _write(folder: Path, settings: Settings) -> None:
     karpathy: list[dict[str, Any]] = []
     described: list[dict[str, Any]] = []
     negatives: list[dict[str, Any]] = []
-    with (
-        open(folder / "flickr30k_entities.tar.gz", "wb") as file,
-        gzip.GzipFile("", "wb", compresslevel=3, fileobj=file, mtime=0) as packed,
-    ):
-        with tarfile.open(fileobj=packed, mode="w") as archive:
-            for number, (split, index) in enumerate(_watched(settings)):
-                example = make_example(settings.seed, split, index)
-                Image.fromarray(example.picture.pixels).save(images / example.filename, **JPEG)
-                sentences, annotation = entities(example, first_chain=100 * (number + 1))
-                stem = Path(example.filename).stem
-                _add(archive, f"Annotations/{stem}.xml", annotation)
-                _add(archive, f"Sentences/{stem}.txt", sentences)
-                karpathy.append(_karpathy(example, number))
-                described.append(_describe(example))
-                negatives += [{"filename": example.filename, **negative._asdict()} for negative in example.negatives]
+    with _archive(folder / "flickr30k_entities.tar.gz") as archive:
+        for number, (split, index) in enumerate(_watched(settings)):
+            example = make_example(settings.seed, split, index)
+            Image.fromarray(example.picture.pixels).save(images / example.filename, quality=JPEG_QUALITY, subsampling=0)
+            sentences, annotation = entities(example, first_chain=100 * (number + 1))
+            stem = Path(example.filename).stem
+            _add(archive, f"Annotations/{stem}.xml", annotation)
+            _add(archive, f"Sentences/{stem}.txt", sentences)
+            karpathy.append(_karpathy(example, number))
+            described.append(_describe(example))
+            negatives += [{"filename": example.filename, **negative._asdict()} for negative in example.negatives]
     _dump(folder / "dataset_flickr30k.json", {"dataset": "flickr30k", "images": karpathy})
     _dump(folder / "hard_negatives.json", negatives)
     held_out = sorted(HELD_OUT)
@@ -154,6 +151,14 @@ def _write(folder: Path, settings: Settings) -> None:
 def _watched(settings: Settings) -> Iterator[tuple[str, int]]:
     with Progress(console=Console(stderr=True), transient=True) as progress:
         yield from progress.track(list(settings.pictures()), description=f"rendering the generated set {settings.folder_name}")
+
+
+@contextmanager
+def _archive(path: Path) -> Iterator[tarfile.TarFile]:
+    """A tar.gz without a time stamp, so that equal content is equal bytes."""
+    with open(path, "wb") as file, gzip.GzipFile("", "wb", compresslevel=3, fileobj=file, mtime=0) as packed:
+        with tarfile.open(fileobj=packed, mode="w") as archive:
+            yield archive
 
 
 def _add(archive: tarfile.TarFile, name: str, text: str) -> None:

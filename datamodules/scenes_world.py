@@ -234,16 +234,18 @@ def is_near(first: Thing, second: Thing) -> bool:
 
 def place_in_picture(thing: Thing) -> str | None:
     """The part of the picture where the thing plainly lies, or None between two parts."""
-    columns = "left" if thing.x < 0.33 * SIDE else "right" if thing.x > 0.67 * SIDE else "centre" if 0.42 < thing.x / SIDE < 0.58 else None
-    rows = "top" if thing.y < 0.33 * SIDE else "bottom" if thing.y > 0.67 * SIDE else "centre" if 0.42 < thing.y / SIDE < 0.58 else None
-    if columns is None or rows is None:
+    column, row = _third(thing.x, "left", "right"), _third(thing.y, "top", "bottom")
+    if column is None or row is None:
         return None
-    return (
-        "centre"
-        if (columns, rows) == ("centre", "centre")
-        else columns
-        if rows == "centre"
-        else rows
-        if columns == "centre"
-        else f"{rows} {columns}"
-    )
+    if row == "centre":
+        return column
+    return row if column == "centre" else f"{row} {column}"
+
+
+def _third(at: float, low: str, high: str) -> str | None:
+    share = at / SIDE
+    if share < 0.33:
+        return low
+    if share > 0.67:
+        return high
+    return "centre" if 0.42 < share < 0.58 else None

@@ -9,6 +9,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import torch
@@ -48,20 +49,18 @@ def words_of(caption: str) -> list[str]:
 
 def colour_histogram(images: Tensor) -> Tensor:
     """(B, 3, S, S) uint8 -> (B, K), square roots of the joint RGB frequencies (so that rows have unit length)."""
-    level = images.to(torch.int64) * BINS // 256
-    bin_BP = ((level[:, 0] * BINS + level[:, 1]) * BINS + level[:, 2]).flatten(1)
-    counts = torch.zeros(len(images), BINS**3).scatter_add_(1, bin_BP, torch.ones(bin_BP.shape))
-    return (counts / counts.sum(dim=1, keepdim=True)).sqrt()
+    counts_BK = torch.zeros(len(images), BINS**3)
+    for row, image in enumerate(images):
+        red, green, blue = image // (256 // BINS)
+        counts_BK[row] = torch.bincount(((red * BINS + green) * BINS + blue).flatten(), minlength=BINS**3)
+    return (counts_BK / counts_BK.sum(dim=1, keepdim=True)).sqrt()
 
 
 def bag_of_words(captions: Sequence[str], columns: dict[str, int]) -> Tensor:
     """C captions -> (C, V) counts; words without a column are left out."""
-    bag_CV = torch.zeros(len(captions), len(columns))
-    for row, caption in enumerate(captions):
-        for word, count in Counter(words_of(caption)).items():
-            if word in columns:
-                bag_CV[row, columns[word]] = count
-    return bag_CV
+    places = [row * len(columns) + columns[word] for row, caption in enumerate(captions) for word in words_of(caption) if word in columns]
+    counts = torch.bincount(torch.tensor(places, dtype=torch.int64), minlength=len(captions) * len(columns))
+    return counts.view(len(captions), len(columns)).float()
 
 
 class ColourHistogram(NamedTuple):
@@ -78,7 +77,8 @@ class ColourHistogram(NamedTuple):
         frequent = Counter(word for group in captions for caption in group for word in words_of(caption)).most_common(MOST_WORDS)
         columns = {word: column for column, (word, _) in enumerate(frequent)}
         histogram_NK = colour_histogram(images)
-        bag_NV = torch.stack([bag_of_words(group, columns).mean(dim=0) for group in captions])
+        num_captions_N1 = torch.tensor([[len(group)] for group in captions])
+        bag_NV = bag_of_words([" ".join(group) for group in captions], columns) / num_captions_N1
         histogram_mean_K, bag_mean_V = histogram_NK.mean(dim=0), bag_NV.mean(dim=0)
         x_NK, y_NV = histogram_NK - histogram_mean_K, bag_NV - bag_mean_V
         gram_KK = x_NK.T @ x_NK
@@ -103,7 +103,7 @@ class BlindPrior(NamedTuple):
     def fit(cls, images: Tensor, captions: Sequence[Sequence[str]]) -> BlindPrior:
         """``images`` are not used."""
         sentences = [_framed(caption) for group in captions for caption in group]
-        bigrams = Counter(pair for words in sentences for pair in zip(words, words[1:], strict=False))
+        bigrams = Counter(pair for words in sentences for pair in pairwise(words))
         before = Counter(word for words in sentences for word in words[:-1])
         unigrams = Counter(word for words in sentences for word in words[1:])
         return cls(bigrams, before, unigrams)
@@ -116,7 +116,7 @@ class BlindPrior(NamedTuple):
     def _log_probability(self, caption: str, total: int) -> float:
         words = _framed(caption)
         logs = []
-        for first, second in zip(words, words[1:], strict=False):
+        for first, second in pairwise(words):
             bigram = self.bigrams[first, second] / max(1, self.before[first])
             uniform = (1 - BIGRAM - UNIGRAM) / (len(self.unigrams) + 1)
             logs.append(math.log(BIGRAM * bigram + UNIGRAM * self.unigrams[second] / max(1, total) + uniform))

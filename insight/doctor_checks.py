@@ -143,7 +143,7 @@ def _convolution_checks() -> list[Check]:
         check("contiguous input", random(2, 3, 16, 16, seed=7), lambda x: x),
         check("transposed input", random(2, 3, 12, 16, seed=7), lambda x: x.transpose(2, 3), KnownBug(195008, "2.14")),
         check(
-            "channels of a channels-last input",
+            "channels-last slice",
             random(2, 16, 16, 5, seed=7),
             lambda x: x.permute(0, 3, 1, 2)[:, 1:4],
             KnownBug(180984, None),

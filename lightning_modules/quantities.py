@@ -8,11 +8,12 @@ from __future__ import annotations
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from insight.data.batch import ImageTextBatch
 from insight.errors import InputError
-from insight.gather import gather, rank
+from insight.gather import gather, rank, world_size
 from insight.losses import hard_negatives
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.models.multimodal import ImageFeatures, MultiModalTransformer, TextFeatures
@@ -118,17 +119,20 @@ class CrossAttentionQuantities(Quantities):
     @cached_property
     def _pairs(self) -> tuple[Tensor, Tensor]:
         """Logits (M, 2) and targets (M,) of this device's share."""
-        batch, (tokens_BND, _), (tokens_CTD, _) = self._batch, self._image, self._text
+        batch, (tokens_BND, _), (tokens_CTD, _), mask_CT = self._batch, self._image, self._text, self._batch.token_mask
+        if world_size() > 1:  # the devices' longest captions differ
+            missing = self._model.text.embedding.context_length - tokens_CTD.shape[1]
+            tokens_CTD, mask_CT = F.pad(tokens_CTD, (0, 0, 0, missing)), F.pad(mask_CT, (0, missing))
         own_images, own_captions = len(batch.image_id), len(batch.caption_id)
         with torch.no_grad():
             similarity_BC = self.image_embedding.detach() @ self.text_embedding.detach().T * self.scale.detach()
             caption_of_image_B, image_of_caption_C = hard_negatives(similarity_BC, self.positives, self._generator)
         caption_of_image_B = caption_of_image_B[rank() * own_images :][:own_images]
         image_of_caption_C = image_of_caption_C[rank() * own_captions :][:own_captions]
-        all_images_BND, all_text_CTD, all_mask_CT = gather(tokens_BND), gather(tokens_CTD), gather(batch.token_mask)
+        all_images_BND, all_text_CTD, all_mask_CT = gather(tokens_BND), gather(tokens_CTD), gather(mask_CT)
         logits_M2 = self._model.match(
             torch.cat([tokens_CTD, tokens_CTD, all_text_CTD[caption_of_image_B]]),
-            torch.cat([batch.token_mask, batch.token_mask, all_mask_CT[caption_of_image_B]]),
+            torch.cat([mask_CT, mask_CT, all_mask_CT[caption_of_image_B]]),
             torch.cat([tokens_BND[batch.caption_row], all_images_BND[image_of_caption_C], tokens_BND]),
         )
         targets_M = torch.zeros(len(logits_M2), dtype=torch.int64, device=logits_M2.device)

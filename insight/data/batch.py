@@ -1,6 +1,6 @@
 """The batch that every data module makes and every model reads.
 
-B pictures, C captions (all captions of one picture contiguous), T token positions, H and W pixels.
+B pictures, C captions (all captions of one picture contiguous), T tokens of the batch's longest caption, H and W pixels.
 """
 
 from __future__ import annotations

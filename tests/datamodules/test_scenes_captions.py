@@ -39,6 +39,14 @@ def read(phrase: str) -> tuple[int, dict[str, str]]:
     return count, found
 
 
+def is_so(relation: str, one: int, other: int, scene: Scene) -> bool:
+    """The bare truth of a relation: centres, and who lies in front."""
+    a, b = scene.things[one], scene.things[other]
+    right, down = b.x - a.x, b.y - a.y
+    beside = {"left": right > 0, "right": right < 0, "above": down > 0, "below": down < 0}
+    return {**beside, "front": one > other, "behind": one < other}[relation]
+
+
 def fitting(attributes: dict[str, str], scene: Scene) -> set[int]:
     return {row for row, thing in enumerate(scene.things) if all(getattr(thing, name) == value for name, value in attributes.items())}
 
@@ -71,16 +79,7 @@ def test_every_relation_that_is_said_holds_between_centres():
             if found.start() < things[0].start:  # "Left of a blue square there is a red circle": things come in the other order
                 first, second = things[1], things[0]
             for one, other in itertools.product(first.members, second.members):
-                a, b = scene.things[one], scene.things[other]
-                truth = {
-                    "left": a.x < b.x,
-                    "right": a.x > b.x,
-                    "above": a.y < b.y,
-                    "below": a.y > b.y,
-                    "front": one > other,
-                    "behind": one < other,
-                }
-                assert truth[name], (caption.text, scene.things)
+                assert is_so(name, one, other, scene), (caption.text, scene.things)
             checked[name] += 1
     assert set(checked) == set(RELATIONS) and min(checked.values()) > 3, checked
 
@@ -162,9 +161,8 @@ def negatives():
 
 
 def claim(sentence: str) -> tuple[dict[str, str], str, dict[str, str]]:
-    found = re.fullmatch(
-        r"(?:There is )?(?P<first>.*?)(?: is)? (?P<said>" + "|".join(sorted(SAID, key=len, reverse=True)) + r") (?P<second>.*)\.", sentence
-    )
+    said = "|".join(sorted(SAID, key=len, reverse=True))
+    found = re.fullmatch(rf"(?:There is )?(?P<first>.*?)(?: is)? (?P<said>{said}) (?P<second>.*)\.", sentence)
     assert found is not None, sentence
     return read(found["first"])[1], SAID[found["said"]], read(found["second"])[1]
 
@@ -172,12 +170,8 @@ def claim(sentence: str) -> tuple[dict[str, str], str, dict[str, str]]:
 def is_said_truly(sentence: str, scene: Scene) -> bool:
     first, relation, second = claim(sentence)
     for one, other in itertools.permutations(range(len(scene.things)), 2):
-        if one in fitting(first, scene) and other in fitting(second, scene):
-            a, b = scene.things[one], scene.things[other]
-            if {"left": a.x < b.x, "right": a.x > b.x, "above": a.y < b.y, "below": a.y > b.y, "front": one > other, "behind": one < other}[
-                relation
-            ]:
-                return True
+        if one in fitting(first, scene) and other in fitting(second, scene) and is_so(relation, one, other, scene):
+            return True
     return False
 
 

@@ -9,10 +9,8 @@ from datamodules.scenes_world import COLOURS, SHAPES, SIDE, TEXTURES, Background
 WHITE = Background("plain", "white", (250, 250, 250), 0.0)
 
 
-def one_thing(
-    shape: str = "square", colour: str = "blue", x: float = 64.0, y: float = 40.0, texture: str = "plain", angle: float = 0.0
-) -> Thing:
-    return Thing(shape, colour, "large", texture, x, y, 20.0, angle, COLOURS[colour])
+def one_thing(shape: str = "square", colour: str = "blue", x: float = 64.0, texture: str = "plain", angle: float = 0.0) -> Thing:
+    return Thing(shape, colour, "large", texture, x, 40.0, 20.0, angle, COLOURS[colour])
 
 
 def test_the_same_scene_gives_the_same_pixels():

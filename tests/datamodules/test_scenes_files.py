@@ -37,13 +37,10 @@ def test_a_picture_does_not_depend_on_how_many_come_before_it(folder, tmp_path):
     other = ensure_scenes(tmp_path, Settings(seed=0, train=1, val=1, test=2))
     for name in ("test-00001.jpg", "train-00000.jpg"):
         assert (other / "flickr30k_images" / name).read_bytes() == (folder / "flickr30k_images" / name).read_bytes()
-    captions = [
-        {
-            image["filename"]: [one["raw"] for one in image["sentences"]]
-            for image in json.loads((root / "dataset_flickr30k.json").read_text())["images"]
-        }
-        for root in (folder, other)
-    ]
+    captions = []
+    for root in (folder, other):
+        images = json.loads((root / "dataset_flickr30k.json").read_text())["images"]
+        captions.append({image["filename"]: [one["raw"] for one in image["sentences"]] for image in images})
     assert captions[0]["test-00001.jpg"] == captions[1]["test-00001.jpg"]
 
 

@@ -324,35 +324,47 @@ def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
     logger.close()
 
 
-def test_a_server_that_dies_and_comes_back_has_every_point(tmp_path, store):
-    """A real ``mlflow server`` on loopback, killed in the middle of the run and started again."""
-    address = closed_port()
-    port = address.rpartition(":")[2]
+SERVERS = """
+import os, sys
+store, artifacts, port = sys.argv[1:]
+from mlflow.server import ARTIFACT_ROOT_ENV_VAR, ARTIFACTS_DESTINATION_ENV_VAR, BACKEND_STORE_URI_ENV_VAR, SERVE_ARTIFACTS_ENV_VAR
+os.environ.update({BACKEND_STORE_URI_ENV_VAR: store, ARTIFACT_ROOT_ENV_VAR: "mlflow-artifacts:/"})
+os.environ.update({ARTIFACTS_DESTINATION_ENV_VAR: artifacts, SERVE_ARTIFACTS_ENV_VAR: "true"})
+from mlflow.server import app
+from werkzeug.serving import make_server
+for _ in sys.stdin:  # every line starts a server process; MLflow is imported once, which is what takes long
+    server = os.fork()
+    if server == 0:
+        make_server("127.0.0.1", int(port), app, threaded=True).serve_forever()
+    print(server, flush=True)
+    os.waitpid(server, 0)
+"""
 
-    def start() -> subprocess.Popen:
-        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--host", "127.0.0.1", "--port", port]
-        command += ["--artifacts-destination", str(tmp_path / "art"), "--workers", "1"]
-        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        server = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, cwd=tmp_path, env=environment
-        )
-        for _ in range(400):
+
+def test_a_server_that_dies_and_comes_back_has_every_point(tmp_path, store):
+    """MLflow's real server on loopback, killed in the middle of the run and started again."""
+    address = closed_port()
+    arguments = [sys.executable, "-c", SERVERS, store, (tmp_path / "art").as_uri(), address.rpartition(":")[2]]
+    servers = subprocess.Popen(
+        arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True, text=True
+    )
+
+    def start() -> int:
+        servers.stdin.write("start\n")
+        servers.stdin.flush()
+        process = int(servers.stdout.readline())
+        for _ in range(200):
             try:
                 urllib.request.urlopen(f"{address}/health", timeout=2).close()
-                return server
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.1)
-        stop(server)
-        raise AssertionError("the server didn't start in 40 s")
-
-    def stop(server: subprocess.Popen) -> None:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+                return process
+            except OSError:
+                time.sleep(0.05)
+        raise AssertionError("the server didn't answer in 10 s")
 
     picture = tmp_path / "picture.txt"
     picture.write_text("drawn")
-    server = start()
     try:
+        server = start()
         logger = make(tmp_path, address)
         logger.log_metrics({"loss": 0.0}, 0)
         for _ in range(200):
@@ -360,19 +372,17 @@ def test_a_server_that_dies_and_comes_back_has_every_point(tmp_path, store):
                 break
             time.sleep(0.05)
         assert logger.run_id is not None
-    finally:
-        stop(server)
-    for step in range(1, 30):
-        logger.log_metrics({"loss": float(step)}, step)
-    logger.log_artifact(picture, "figures")
-    server = start()
-    try:
+        os.kill(server, signal.SIGKILL)
+        for step in range(1, 30):
+            logger.log_metrics({"loss": float(step)}, step)
+        logger.log_artifact(picture, "figures")
+        start()
         logger.close("FINISHED")
         sync(tmp_path / "RUN")
-        run_id = logger.run_id
         there = MlflowClient(address)
-        assert sorted(metric.step for metric in there.get_metric_history(run_id, "loss")) == list(range(30))
-        assert there.get_run(run_id).info.status == "FINISHED"
-        assert [file.path for file in there.list_artifacts(run_id, "figures")] == ["figures/picture.txt"]
+        assert sorted(metric.step for metric in there.get_metric_history(logger.run_id, "loss")) == list(range(30))
+        assert there.get_run(logger.run_id).info.status == "FINISHED"
+        assert [file.path for file in there.list_artifacts(logger.run_id, "figures")] == ["figures/picture.txt"]
     finally:
-        stop(server)
+        os.killpg(servers.pid, signal.SIGKILL)
+        servers.wait()

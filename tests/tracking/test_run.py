@@ -172,11 +172,14 @@ def test_the_status_says_how_a_run_ended(error, status):
 
 
 def test_lightnings_exit_after_ctrl_c_counts_as_killed():
-    with pytest.raises(SystemExit) as stopped:
+    def fit() -> None:
         try:
             raise KeyboardInterrupt
         except KeyboardInterrupt:
             sys.exit(1)
+
+    with pytest.raises(SystemExit) as stopped:
+        fit()
     assert status_of(stopped.value) == "KILLED"
 
 

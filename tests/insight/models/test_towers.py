@@ -55,7 +55,7 @@ def test_a_picture_gives_class_token_and_patches_and_the_class_token_stands_for_
     assert output.tokens.shape == (2, 17, 16)
     assert torch.equal(output.pooled, output.tokens[:, 0])
     torch.testing.assert_close(output.tokens.mean(-1), torch.zeros(2, 17), atol=1e-5, rtol=0)  # the final LayerNorm, fresh
-    torch.testing.assert_close(output.tokens.var(-1, correction=0), torch.ones(2, 17), atol=1e-2, rtol=0)
+    torch.testing.assert_close(output.tokens.var(-1, correction=0), torch.ones(2, 17), atol=5e-2, rtol=0)
 
 
 def test_the_place_of_a_patch_matters():

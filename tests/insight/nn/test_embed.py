@@ -47,5 +47,5 @@ def test_tokens_are_looked_up_and_get_their_position():
 
 
 def test_a_caption_longer_than_the_context_is_an_error_that_names_both():
-    with pytest.raises(InputError, match="5 tokens .* context_length=4"):
+    with pytest.raises(InputError, match=r"5 tokens .* context_length=4"):
         TokenEmbedding(10, 4, 3)(torch.zeros(1, 5, dtype=torch.int64))
