@@ -1,7 +1,8 @@
 # `make` says what there is. Everything runs from .venv, which `make setup` makes from requirements.lock.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-PYTHON ?= python3
+IN_RANGE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do $$python -c '$(IN_RANGE)' 2>/dev/null && echo $$python && exit; done; echo python3)
 ARGS ?=
 STAMP := .venv/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -13,10 +14,11 @@ help: ## list the targets
 
 setup: $(STAMP) ## make .venv from requirements.lock (several minutes the first time: PyTorch is large)
 
-$(STAMP): requirements.lock
-	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info[:2] <= (3, 13); sys.exit(None if ok else "error: Python 3.11 to 3.13 is needed, $(PYTHON) is %d.%d; give another: make setup PYTHON=python3.12" % sys.version_info[:2])'
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) has no venv; on Debian: apt-get install python3-venv"; exit 1; }
-	@echo "installing into .venv from requirements.lock: a few minutes the first time, several GB with PyTorch ..."
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) --version >/dev/null 2>&1 || { echo "error: there is no $(PYTHON) that runs; install Python 3.11 to 3.13, or name one: make setup PYTHON=PATH"; exit 1; }
+	@$(PYTHON) -c '$(IN_RANGE)' || { echo "error: Python 3.11 to 3.13 is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1); name another: make setup PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) has no venv; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@echo "installing requirements.lock into .venv: 3 to 10 minutes the first time (PyTorch is several GB), seconds after that ..."
 	@$(PYTHON) -m venv .venv
 	@.venv/bin/python -m pip install --quiet -r requirements.lock
 	@touch $(STAMP)

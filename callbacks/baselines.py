@@ -19,8 +19,8 @@ class Baselines(Callback):
         train_images, train_captions = data.pairs("train")
         images, captions = data.pairs("test")
         rows = {filename: row for row, filename in enumerate(data.splits()["test"])}
-        found = [one for one in data.hard_negatives("test") if one.filename in rows]
-        negatives = [Negative(rows[one.filename], one.caption, one.negative, one.seen) for one in found]
+        found = data.hard_negatives("test")
+        negatives = [Negative(rows[one["filename"]], one["caption"], one["negative"], one["seen"]) for one in found]
         baselines: dict[str, Baseline] = {
             "colour_histogram": ColourHistogram.fit(train_images, train_captions),
             "blind_prior": BlindPrior.fit(train_images, train_captions),

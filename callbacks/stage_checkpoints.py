@@ -101,7 +101,7 @@ class StageCheckpoints(Checkpoint):
         self._save_last(trainer)
         self._stop_if_asked(trainer)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.save_checkpoint(self.folder / "final.ckpt", weights_only=True)
         if self.monitor is None and trainer.is_global_zero:
             temporary = self.folder / "best.ckpt.tmp"

@@ -180,6 +180,7 @@ class StageScheduler(Callback):
             set_rng_state(self._validation_rng)
             self._validation_rng = None
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # only a fit that came to its own end gets here: neither an exception nor a signal does
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # only a fit that came to its own end gets here: neither an exception nor a signal does. (Not on_train_end: Lightning leaves it
+        # out when a run was killed between its last epoch and its end, and there is nothing left to train.)
         self._finished = {"name": self.name, "epochs": trainer.current_epoch, "steps": trainer.global_step}

@@ -90,6 +90,13 @@ class ResumableLoader(DataLoader):
 
         return start_late()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the position is the trainer's. Only its being there tells Lightning that this loader can resume."""
+        return {"position": "of the trainer"}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
 
 def rank_share(num_samples: int, rank: int, world: int) -> list[int]:
     """Which samples a rank evaluates: every ``world``-th. All ranks get equally many, so that no collective waits for ever;

@@ -32,7 +32,7 @@ class ScenesDataModule(Flickr30kDataModule):
     """
 
     generated = True
-    name = "scenes"
+    title = "scenes"
 
     def __init__(
         self,
@@ -104,8 +104,11 @@ class ScenesDataModule(Flickr30kDataModule):
         super().configure_stage(stage_seed, batch_size, captions_per_image, views, crop_scale_min, color_jitter, flip)
 
     def describe(self) -> str:
-        sizes = f"{self.settings.train} training, {self.settings.val} validation and {self.settings.test} test pictures"
-        return f"generated data (scenes v{VERSION}, seed {self.settings.seed}): {sizes} of coloured shapes, not photos"
+        """One line; nothing has to be rendered for it."""
+        rendered = self.settings._asdict()
+        train, val, test = (min(rendered[split], self.limits[split] or rendered[split]) for split in ("train", "val", "test"))
+        sizes = f"{train} training, {val} validation and {test} test pictures of coloured shapes, not photos"
+        return f"generated data (scenes v{VERSION}, seed {self.settings.seed}): {sizes}"
 
 
 def _refuse_flip(flip: bool | None, key: str) -> None:

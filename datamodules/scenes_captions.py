@@ -278,7 +278,7 @@ class _Writer:
                 members = Description(**{attribute: getattr(thing, attribute) for attribute in attributes}).matches(self.things)
                 if attributes != ("texture",) or thing.texture != "plain":
                     groups.add(members)
-        some = sorted(sorted(group) for group in groups if 1 < len(group) < len(self.things))
+        some = sorted((sorted(group) for group in groups if 1 < len(group) < len(self.things)), key=str)  # the order is part of version 1
         members = frozenset(self.lot.choice(some or [list(range(len(self.things)))]))
         mention = self.mention(members, 0.2)
         assert mention is not None  # a group was made by a description that fits nothing else

@@ -74,13 +74,13 @@ def write_entities(root: Path, names: list[str]) -> None:
     for kind in ("Annotations", "Sentences"):
         (root / kind).mkdir()
     for index, file in enumerate(names):
-        one, two, three, four, five = five_captions(index)
+        one, two, three, _, five = five_captions(index)
         colour = one.split()[1]
         marked = [
             one.replace(f"A {colour} dog", f"[/EN#7/animals A {colour} dog]").replace("grass", "[/EN#8/scene grass]"),
             two.replace("a man", "[/EN#9/people/other a man]"),
             three,
-            four.replace(f"a {colour} ball", f"[/EN#7/other a {colour} ball]"),
+            f"[/EN#7/animals a {colour} dog] and [/EN#7/other a {colour} ball]",
             five.replace("it is", "[/EN#0/notvisual it] is"),
         ]
         stem = file.removesuffix(".jpg")

@@ -125,3 +125,9 @@ def test_letters_that_grow_when_lower_cased_do_not_shift_the_spans() -> None:
     sentence = parse_sentence("İİİ sees [/EN#4/animals a dog] .", "")
     spans, _ = align("İİİ sees a dog.", 0, [sentence])
     assert spans == [Span(9, 14, "4")]
+
+
+def test_a_phrase_with_a_word_put_into_it_is_dropped_not_cut() -> None:
+    caption = "A man with a tri-colored big hat walks a dog ."
+    spans, lost = align(caption, 0, SENTENCES)
+    assert lost == 1 and [caption[span.start : span.end] for span in spans] == ["A man", "a dog"]

@@ -59,7 +59,7 @@ def test_starting_late_serves_the_rest_of_the_same_epoch() -> None:
 @pytest.mark.parametrize("world", [2, 4])
 def test_the_ranks_slices_make_up_the_same_global_batch(world: int) -> None:
     ranks = [batches_of(epoch=1, rank=rank, world=world) for rank in range(world)]
-    assert [sum(parts, []) for parts in zip(*ranks, strict=True)] == batches_of(epoch=1)
+    assert [[pair for part in parts for pair in part] for parts in zip(*ranks, strict=True)] == batches_of(epoch=1)
 
 
 def test_batch_sizes_that_cannot_be_are_refused() -> None:

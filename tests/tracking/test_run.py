@@ -74,6 +74,9 @@ def test_a_run_opened_again_goes_on_in_the_same_runs(begin, client, points):
     again = begin()
     stage = again.stage_logger(0, "only")
     stage.rewind(2)
+    for each in (again.logger, stage):
+        each.close()  # sends what is there, without a status
+    assert [client.get_run(run_id).info.status for run_id in ids] == ["RUNNING", "RUNNING"]
     for step in range(3, 6):
         stage.log_metrics({"train/loss": float(step)}, step)
     again.finish_stage(stage, "FINISHED")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -71,12 +72,12 @@ def test_saving_and_loading_keeps_every_token(tokenizer: Tokenizer, tmp_path: Pa
 @pytest.mark.parametrize("text", CAPTIONS[:4] + STRANGE[:4])
 def test_words_name_their_characters_and_their_tokens(tokenizer: Tokenizer, text: str) -> None:
     words = tokenizer.words(text, context_length=64)
-    tokens, mask = tokenizer.encode([text], context_length=64)
+    _, mask = tokenizer.encode([text], context_length=64)
     positions = [position for word in words for position in word.positions]
     assert positions == list(range(1, int(mask.sum()) - 1))  # every token between [START] and [END] belongs to one word, in order
     for word in words:
         assert text[word.start : word.end] == word.text and word.text == word.text.strip() != ""
-    assert all(one.end <= other.start for one, other in zip(words, words[1:], strict=False))
+    assert all(one.end <= other.start for one, other in pairwise(words))
 
 
 def test_words_are_split_at_spaces_and_punctuation(tokenizer: Tokenizer) -> None:
