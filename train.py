@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 os.environ.setdefault("HYDRA_FULL_ERROR_ASKED", os.environ.get("HYDRA_FULL_ERROR", "0"))
 os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of printing them; asked for by the user, we show the traceback
@@ -22,7 +23,8 @@ def compose_and_run(config: DictConfig) -> None:
     from lightning_modules.front import run_composed
 
     overrides = list(HydraConfig.get().overrides.task)
-    exit_code = run_composed(OmegaConf.to_container(config, resolve=True, throw_on_missing=True), overrides)
+    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    exit_code = run_composed(plain, overrides)
 
 
 if __name__ == "__main__":

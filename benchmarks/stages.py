@@ -96,7 +96,7 @@ def main() -> None:
         runs = dict(zip(jobs, pool.map(lambda job: run(arguments, job[0], job[1], best[job[0]]), jobs), strict=True))
     report: dict = {
         "command": " ".join(["python -m benchmarks.stages", *sys.argv[1:]]),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {arguments.threads} thread(s) a run, {arguments.parallel} runs at a time",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {arguments.threads} thread(s) a run, {arguments.parallel} at a time",
         "seeds": arguments.seeds,
         "tuning": {f"{arm} x{factor:g}": final_recall(tried[arm, factor]) for arm, factor in trials},
         "rate_factor": best,

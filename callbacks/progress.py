@@ -36,4 +36,9 @@ class StageProgress(TQDMProgressBar):
         super().on_train_epoch_end(trainer, pl_module)
         if trainer.is_global_zero:
             figures = "  ".join(f"{name} {value}" for name, value in sorted(self.get_metrics(trainer, pl_module).items()))
-            self.print(f"  {self.title}  epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {figures}")
+            line = f"  {self.title}  epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {figures}"
+            if self.watched:
+                self.print(line)
+            else:  # no bar to print above of
+                sys.stdout.write(line + "\n")
+                sys.stdout.flush()

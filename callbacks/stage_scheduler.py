@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
 
 from insight.errors import InputError
@@ -32,7 +32,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def rng_state() -> dict[str, Any]:
     """State of every random generator that training can touch, as plain data and tensors (``weights_only=True`` loads it)."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # type: ignore[misc]
+    numpy_state: Any = np.random.get_state(legacy=True)
+    kind, keys, position, has_gauss, gauss = numpy_state
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
         "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)],
@@ -135,13 +136,7 @@ class StageScheduler(Callback):
         for name, parameter in names.items():
             parameter.requires_grad_(name in trained)
         pl_module.begin_stage(self.name, self.stage, self.folder(), self.seed)  # type: ignore[operator]
-        self._finished = None
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for module in pl_module.modules():  # a frozen part keeps still: no dropout, no running statistics
-            parameters = list(module.parameters())
-            if parameters and not any(parameter.requires_grad for parameter in parameters):
-                module.eval()
+        self._finished = self._restored_rng = None  # a restore comes after this, or not at all
 
     def state_dict(self) -> dict[str, Any]:
         """Identity of the stage and the random state of every process (called on every rank)."""
@@ -158,8 +153,13 @@ class StageScheduler(Callback):
         self._restored_rng = state_dict["rng"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for module in pl_module.modules():  # a frozen part keeps still: no dropout, no running statistics
+            parameters = list(module.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                module.eval()
         # after the sanity check, after the loaders were made, after the restore: nothing draws between here and the first batch
         if self._restored_rng is None:
+            seed_everything(self.seed, workers=False, verbose=False)
             return
         if len(self._restored_rng) != trainer.world_size:
             raise InputError(

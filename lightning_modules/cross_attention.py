@@ -17,7 +17,7 @@ PAIRS_AT_ONCE = 1024
 
 
 class CrossAttentionModule(ImageTextModule):
-    """Trains a CrossAttentionMultiModalTransformer. Retrieval metrics come from the uni-modal embeddings, re-ranked ones under their own name.
+    """Trains a CrossAttentionMultiModalTransformer. Retrieval uses the uni-modal embeddings; re-ranking has its own names.
 
     Args:
         vocab_size: Rows of the token embedding; at least the tokenizer's size.

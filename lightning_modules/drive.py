@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -46,10 +47,15 @@ def hush() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
+def is_first_process() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 def say(text: str) -> None:
     """To the screen, once, whatever the number of processes."""
-    if rank_zero_only.rank == 0:
-        print(text, flush=True)
+    if is_first_process():
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
 
 
 # --- the run's folder ---
@@ -101,11 +107,11 @@ def open_run_dir(cli: EngineCLI) -> Path:
         if changed:
             listed = "\n  ".join(changed[:20])
             raise InputError(f"{run_dir} was made by another config (its value -> the one asked for):\n  {listed}\nchoose another run_dir")
-    elif rank_zero_only.rank == 0:
+    elif is_first_process():
         temporary = path.with_name("config.yaml.tmp")
         temporary.write_text(yaml.safe_dump(cli.frozen, sort_keys=False))
         os.replace(temporary, path)
-    if rank_zero_only.rank == 0:
+    if is_first_process():
         output_dir.mkdir(parents=True, exist_ok=True)  # run_dir may lie elsewhere
         point_latest(run_dir, output_dir)
     return run_dir
@@ -134,6 +140,18 @@ def graceful_stop() -> Iterator[threading.Event]:
             signal.signal(number, old)
 
 
+class KeepHandlers(Callback):
+    """Puts our signal handlers back when a fit begins: Lightning sets its own for SIGTERM, which stops without saving."""
+
+    def __init__(self) -> None:
+        self.handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self.handlers.items():
+                signal.signal(number, handler)
+
+
 # --- training ---
 def run_stages(cli: EngineCLI, only: str | None = None, weights: Path | None = None) -> int:
     """Train what is left of the plan, test, write the summary. Returns the exit code."""
@@ -150,14 +168,14 @@ def run_stages(cli: EngineCLI, only: str | None = None, weights: Path | None = N
             _run(cli, run_dir, weights, stop, tracked)
         except (KeyboardInterrupt, SystemExit) as error:
             if tracked:
-                tracked.finish(status_of(error), error)
+                tracked.finish("KILLED" if stop.is_set() else status_of(error), error)
             if not (stop.is_set() or isinstance(error, KeyboardInterrupt)):
                 raise
             say(f"\nstopped. Go on with: python train.py resume={run_dir}")
             return EXIT_INTERRUPTED
         except BaseException as error:
             if tracked:
-                tracked.finish("FAILED", error)
+                tracked.finish(status_of(error), error)
             raise
         if tracked:
             tracked.finish("FINISHED")
@@ -183,7 +201,7 @@ def _run(cli: EngineCLI, run_dir: Path, weights: Path | None, stop: threading.Ev
         raise InputError(
             f"model.init_args.vocab_size={model.model.text.embedding.vocab_size}, but the tokenizer has {data.tokenizer.size} entries"
         )
-    if rank_zero_only.rank == 0:
+    if is_first_process():
         data.tokenizer.save(run_dir / "tokenizer.json")
     say(f"run: {run_dir}")
     scheduler = StageScheduler(cli.plan, run_dir)
@@ -200,7 +218,7 @@ def _run(cli: EngineCLI, run_dir: Path, weights: Path | None, stop: threading.Ev
     summary = {"stages": scheduler.ledger["done"], "test": facts}
     if tracked:
         tracked.log_metrics(facts)
-    if rank_zero_only.rank == 0:
+    if is_first_process():
         write_json(run_dir / "summary.json", summary)
     if tracked:
         tracked.log_artifact(run_dir / "summary.json")
@@ -218,7 +236,7 @@ def _fit_stage(cli: EngineCLI, scheduler: StageScheduler, stop: threading.Event,
     folder.mkdir(exist_ok=True)
     checkpoints = StageCheckpoints(folder, stage.monitor, stage.mode, stage.patience, cli.settings.save_every_n_steps, stop)
     logger = tracked.stage_logger(index, name) if tracked else None
-    callbacks: list[Callback] = [scheduler, *copy.deepcopy(list(cli.callbacks.values())), StageProgress(title), checkpoints]
+    callbacks: list[Callback] = [scheduler, *copy.deepcopy(list(cli.callbacks.values())), StageProgress(title), KeepHandlers(), checkpoints]
     trainer = make_trainer(cli, callbacks, logger, max_epochs=stage.epochs, **stage.trainer)
     say(stage_line(title, stage, cli.model, trainer) + (f"\n  goes on from {resume}" if resume else ""))
     started, cpu_started = time.perf_counter(), time.process_time()
@@ -277,7 +295,7 @@ def evaluate(cli: EngineCLI, function: str, config_path: str | None, checkpoint:
     if function == "predict":
         from lightning_modules.results import save_predictions
 
-        rows = trainer.predict(cli.model, datamodule=cli.datamodule)
+        rows: Any = trainer.predict(cli.model, datamodule=cli.datamodule)
         folder = Path(output) if output else path.parent.parent / "predictions"
         save_predictions(rows, folder)
         say(f"embeddings: {folder / 'embeddings.safetensors'}, their names beside them")

@@ -1,4 +1,4 @@
-"""One parser for both doors: a mapping that Hydra composed, or a saved config.yaml; it checks every value against the signatures, and builds."""
+"""One parser for both doors, Hydra's mapping and a saved config.yaml: checks every value against the signatures, and builds."""
 
 from __future__ import annotations
 

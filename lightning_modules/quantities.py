@@ -14,7 +14,7 @@ from torch import Tensor
 from insight.data.batch import ImageTextBatch
 from insight.errors import InputError
 from insight.gather import gather, rank, world_size
-from insight.losses import hard_negatives
+from insight.losses import NO_NEGATIVE, hard_negatives
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.models.multimodal import ImageFeatures, MultiModalTransformer, TextFeatures
 
@@ -129,11 +129,13 @@ class CrossAttentionQuantities(Quantities):
             caption_of_image_B, image_of_caption_C = hard_negatives(similarity_BC, self.positives, self._generator)
         caption_of_image_B = caption_of_image_B[rank() * own_images :][:own_images]
         image_of_caption_C = image_of_caption_C[rank() * own_captions :][:own_captions]
+        some_B, some_C = caption_of_image_B != NO_NEGATIVE, image_of_caption_C != NO_NEGATIVE  # all are, but for a batch of one picture
+        caption_of_image_B, image_of_caption_C = caption_of_image_B[some_B], image_of_caption_C[some_C]
         all_images_BND, all_text_CTD, all_mask_CT = gather(tokens_BND), gather(tokens_CTD), gather(mask_CT)
         logits_M2 = self._model.match(
-            torch.cat([tokens_CTD, tokens_CTD, all_text_CTD[caption_of_image_B]]),
-            torch.cat([mask_CT, mask_CT, all_mask_CT[caption_of_image_B]]),
-            torch.cat([tokens_BND[batch.caption_row], all_images_BND[image_of_caption_C], tokens_BND]),
+            torch.cat([tokens_CTD, tokens_CTD[some_C], all_text_CTD[caption_of_image_B]]),
+            torch.cat([mask_CT, mask_CT[some_C], all_mask_CT[caption_of_image_B]]),
+            torch.cat([tokens_BND[batch.caption_row], all_images_BND[image_of_caption_C], tokens_BND[some_B]]),
         )
         targets_M = torch.zeros(len(logits_M2), dtype=torch.int64, device=logits_M2.device)
         targets_M[:own_captions] = 1

@@ -100,8 +100,8 @@ def summary_table(summary: dict[str, Any], data: Any, run_dir: Path, tracking_ur
         }
         for kind in ("seen", "unseen"):
             named = {label: f"{prefix}hard_negative_accuracy_{kind}" for label, prefix in columns.items()}
-            figures = "  ".join(f"{label} {test[name]:.3f}" for label, name in named.items() if name in test)
-            lines.append(f"hard negatives, {kind} combinations (chance .5): {figures}")
+            listed = "  ".join(f"{label} {test[name]:.3f}" for label, name in named.items() if name in test)
+            lines.append(f"hard negatives, {kind} combinations (chance .5): {listed}")
     pictures = sorted(run_dir.glob("*/figures"))
     lines.append(f"pictures:  {', '.join(map(str, pictures)) or '(none)'}")
     lines.append(f"results:   {run_dir / 'summary.json'}")

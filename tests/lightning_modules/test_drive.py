@@ -77,21 +77,21 @@ def test_a_finished_run_says_so_and_does_nothing(finished, capsys):
 
 
 def test_a_run_folder_of_another_config_is_refused_with_the_difference(finished):
-    config, run_dir = finished
+    config, _ = finished
     changed = {**config, "seed_everything": 4}
     with pytest.raises(InputError, match=r"seed_everything: 3 -> 4"):
         run_stages(build(changed))
 
 
 def test_a_run_folder_with_its_stages_in_another_order_is_refused(finished):
-    config, run_dir = finished
+    config, _ = finished
     changed = {**config, "stages": dict(reversed(config["stages"].items()))}
     with pytest.raises(InputError, match="order"):
         run_stages(build(changed))
 
 
 def test_test_validate_and_predict_work_from_the_saved_config(finished, tmp_path, capsys):
-    config, run_dir = finished
+    _, run_dir = finished
     saved = ["--config", str(run_dir / "config.yaml")]
     assert main(["test", *saved, "--output", str(tmp_path)]) == 0
     again, summary = json.loads((tmp_path / "test.json").read_text()), json.loads((run_dir / "summary.json").read_text())["test"]

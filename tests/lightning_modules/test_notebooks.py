@@ -16,14 +16,18 @@ NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.i
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_on_a_finished_run(path, tiny_config, tmp_path, monkeypatch):
-    tiny_config["callbacks"] = {"attention_maps": {"class_path": "callbacks.attention_maps.AttentionMaps", "init_args": {"num_examples": 2}}}
+    tiny_config["callbacks"] = {
+        "attention_maps": {"class_path": "callbacks.attention_maps.AttentionMaps", "init_args": {"num_examples": 2}}
+    }
     tiny_config["tracking"] = {"enabled": True, "experiment": "tour", "tracking_uri": f"sqlite:///{tmp_path}/mlflow.db"}
     assert run_stages(build(tiny_config)) == 0
     monkeypatch.setenv("RUN", tiny_config["run_dir"])
     monkeypatch.setenv("PYTHONPATH", str(path.parents[1]))
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=180, resources={"metadata": {"path": str(path.parent)}}).execute()
-    pictures = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs if "image/png" in output.get("data", {})]
+    pictures = [
+        output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs if "image/png" in output.get("data", {})
+    ]
     assert len(pictures) >= 5
 
 

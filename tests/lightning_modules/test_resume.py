@@ -81,7 +81,7 @@ def process(config: dict[str, Any], moment: tuple[str, str, int] | None = None, 
             elif moment is not None:
                 cli.callbacks["at"] = At(moment, act)
             code = run_stages(cli)
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - a process of its own: its traceback is its report
             traceback.print_exc()
         finally:
             os._exit(code)
