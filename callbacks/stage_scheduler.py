@@ -159,7 +159,7 @@ class StageScheduler(Callback):
                 module.eval()
         # after the sanity check, after the loaders were made, after the restore: nothing draws between here and the first batch
         if self._restored_rng is None:
-            seed_everything(self.seed, workers=False, verbose=False)
+            seed_everything(self.seed + trainer.global_rank, workers=False, verbose=False)  # dropout differs between processes
             return
         if len(self._restored_rng) != trainer.world_size:
             raise InputError(

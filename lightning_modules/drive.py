@@ -274,8 +274,12 @@ def _test(cli: EngineCLI, scheduler: StageScheduler) -> dict[str, float]:
     assert handoff is not None, "a plan has at least one stage"
     load_weights(cli.model, handoff)
     say("test: the best weights of the last stage")
-    trainer = make_trainer(cli, copy.deepcopy(list(cli.callbacks.values())), None, max_epochs=1)
+    # every process tests the whole split: hard negatives and re-ranking need all pictures in one place
+    one = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+    rank = getattr(rank_zero_only, "rank", 0)
+    trainer = make_trainer(cli, copy.deepcopy(list(cli.callbacks.values())), None, max_epochs=1, **one)
     metrics = trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
+    rank_zero_only.rank = rank  # type: ignore[attr-defined]
     return {name: float(value) for name, value in metrics[0].items()}
 
 

@@ -17,7 +17,7 @@ from lightning_modules.drive import run_stages
 from lightning_modules.engine_cli import build
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name != "experiment")
+GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name not in ("experiment", "recipe"))
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONFIGS / group).glob("*.yaml"))]
 
@@ -61,8 +61,8 @@ def flickr_root(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda value: value)
 def test_every_option_of_every_group_composes_and_type_checks(group, option):
-    stages = [] if group == "stages" else ["stages=three_stages"]
-    build(composed(f"{group}={option}", *stages))
+    recipe = "dual_encoder" if option == "multimodal" else "three_stages"
+    build(composed(*([f"{group}={option}"] if group == "stages" else [f"{group}={option}", f"stages={recipe}"])))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -74,7 +74,7 @@ def test_every_experiment_trains_one_step_of_every_stage(experiment, data, flick
         else [f"data.init_args.num_{split}=24" for split in ("train", "val", "test")]
     )
     place = [word if word.startswith("data.init_args.root") else f"+{word}" for word in place]
-    tiny = [word.replace("+trainer.", "++trainer.") for word in TINY]
+    tiny = TINY
     config = composed(f"+experiment={experiment}", f"data={data}", *place, *tiny, f"data.init_args.cache_dir={scenes_cache}")
     config |= {"run_dir": str(tmp_path / "run"), "run": {**config["run"], "output_dir": str(tmp_path / "outputs")}}
     assert run_stages(build(config)) == 0
@@ -88,3 +88,10 @@ def test_every_experiment_trains_one_step_of_every_stage(experiment, data, flick
 def test_a_dual_encoder_refuses_a_recipe_that_needs_a_matching_head(model, stages):
     with pytest.raises(ValueError, match=r"needs 'match_(logits|targets)', which this model cannot compute"):
         build(composed(f"model={model}", f"stages={stages}"))
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "recipe").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_changes_stages_that_exist(path):
+    data, stages = path.stem.split("_", 1)
+    plain, changed = composed(f"stages={stages}", f"data={data}", "~recipe"), composed(f"stages={stages}", f"data={data}")
+    assert plain["stages"].keys() == changed["stages"].keys() and plain["stages"] != changed["stages"]
