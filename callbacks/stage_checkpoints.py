@@ -107,7 +107,9 @@ class StageCheckpoints(Checkpoint):
             temporary = self.folder / "best.ckpt.tmp"
             shutil.copyfile(self.folder / "final.ckpt", temporary)
             os.replace(temporary, self.folder / "best.ckpt")
+        if self.monitor is None:
             self.best_epoch = trainer.current_epoch - 1
+        trainer.strategy.barrier()  # the next stage reads it on every process
 
     def _save_last(self, trainer: Trainer) -> None:
         if trainer.global_step != self._last_saved:

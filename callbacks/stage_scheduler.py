@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from insight.errors import InputError
 from insight.stages import Stage, StagePlan, derive_seed, matching
@@ -124,7 +125,8 @@ class StageScheduler(Callback):
             raise RuntimeError(f"stage {self.name} did not finish")
         self.ledger["done"].append({**self._finished, **facts})
         self._finished = None
-        write_json(self.ledger_path, self.ledger)
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            write_json(self.ledger_path, self.ledger)
 
     # --- for Lightning ---
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
