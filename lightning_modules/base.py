@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from insight.data.batch import ImageTextBatch
+from insight.data.batch import ImageTextBatch, first_captions
 from insight.errors import InputError, TrainingFailure
 from insight.metrics import RetrievalMetrics, hard_negative_accuracy
 from insight.models.multimodal import MultiModalTransformer
@@ -103,7 +103,9 @@ class ImageTextModule(L.LightningModule):
         caption_image_id = batch.image_id[batch.caption_row]
         self.val_retrieval.update(image.embedding, text.embedding, batch.image_id, batch.caption_id, caption_image_id)
         if self.trainer.world_size == 1 and self._losses:  # the shares of several devices differ in size: a loss over them is not defined
-            terms = self.loss_terms(batch, derive_seed(0, batch_idx), training=False)
+            served = self.stage.data.captions_per_image if self.stage else None  # a loss over as many captions as in training
+            part = batch if served == "all" else first_captions(batch, served or self.trainer.datamodule.captions_per_image)  # type: ignore[attr-defined]
+            terms = self.loss_terms(part, derive_seed(0, batch_idx), training=False)
             if terms:
                 total = torch.stack(list(terms.values())).sum()
                 values = {"val/loss": total, **{f"val/loss/{name}": value for name, value in terms.items()}}

@@ -142,7 +142,7 @@ class JournalMLFlowLogger(MLFlowLogger):
         self.open()
         new = {}
         for raw_name, raw_value in params.items():
-            name = self._clean_name(raw_name)
+            name = self._clean_name(raw_name, logging.INFO)  # a key of the config, e.g. a pattern with *; config.yaml has it as it is
             value = without_password(str(raw_value))
             if len(value) > LONGEST_VALUE:
                 logger.warning("parameter %s has %d characters; MLflow takes %d, so it is cut there", name, len(value), LONGEST_VALUE)
@@ -270,11 +270,11 @@ class JournalMLFlowLogger(MLFlowLogger):
             )
         return True
 
-    def _clean_name(self, raw_name: str) -> str:
+    def _clean_name(self, raw_name: str, level: int = logging.WARNING) -> str:
         """MLflow takes letters, digits and ``_ / . - space`` in names, 250 of them."""
         name = re.sub(r"[^a-zA-Z0-9_/. -]", "_", raw_name)[:LONGEST_NAME]
         if name != raw_name:
-            logger.warning("%r is no name that MLflow takes; it is tracked as %r", raw_name, name)
+            logger.log(level, "%r is no name that MLflow takes; it is tracked as %r", raw_name, name)
         self._names[raw_name] = name
         return name
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 Box = tuple[float, float, float, float]
@@ -36,3 +37,12 @@ class ImageTextBatch(NamedTuple):
     texts: tuple[str, ...]
     filenames: tuple[str, ...]
     phrases: tuple[Phrase, ...]
+
+
+def first_captions(batch: ImageTextBatch, count: int) -> ImageTextBatch:
+    """The same pictures with the first ``count`` captions of each, without their phrases."""
+    before = torch.searchsorted(batch.caption_row, batch.caption_row)  # captions of one picture are contiguous: row of its first one
+    kept = torch.arange(len(batch.caption_row), device=before.device) - before < count
+    texts = tuple(text for text, keep in zip(batch.texts, kept.tolist(), strict=True) if keep)
+    chosen = {name: getattr(batch, name)[kept] for name in ("tokens", "token_mask", "caption_row", "caption_id")}
+    return batch._replace(**chosen, texts=texts, phrases=())
