@@ -103,8 +103,8 @@ class ImageTextModule(L.LightningModule):
         caption_image_id = batch.image_id[batch.caption_row]
         self.val_retrieval.update(image.embedding, text.embedding, batch.image_id, batch.caption_id, caption_image_id)
         if self.trainer.world_size == 1 and self._losses:  # the shares of several devices differ in size: a loss over them is not defined
-            served = self.stage.data.captions_per_image if self.stage else None  # a loss over as many captions as in training
-            part = batch if served == "all" else first_captions(batch, served or self.trainer.datamodule.captions_per_image)  # type: ignore[attr-defined]
+            served = self.trainer.datamodule.serving.captions_per_image  # type: ignore[attr-defined]
+            part = batch if served == "all" else first_captions(batch, served)  # as many captions as in training
             terms = self.loss_terms(part, derive_seed(0, batch_idx), training=False)
             if terms:
                 total = torch.stack(list(terms.values())).sum()
