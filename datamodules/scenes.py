@@ -80,7 +80,8 @@ class ScenesDataModule(Flickr30kDataModule):
             eval_images=eval_images,
             seed=seed,
         )
-        self.settings = Settings(seed, num_train, num_val, num_test)
+        most = eval_images or num_val + num_test  # a picture is the same however many are rendered: no more than are used
+        self.settings = Settings(seed, min(num_train, train_images or num_train), min(num_val, most), min(num_test, most))
         self.scenes_cache = Path(cache_dir)
 
     def locate(self) -> Path:

@@ -203,6 +203,7 @@ def _run(cli: EngineCLI, run_dir: Path, weights: Path | None, stop: threading.Ev
         )
     if is_first_process():
         data.tokenizer.save(run_dir / "tokenizer.json")
+        write_json(run_dir / "splits.json", data.splits())
     say(f"run: {run_dir}")
     scheduler = StageScheduler(cli.plan, run_dir)
     if tracked:
