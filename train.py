@@ -6,11 +6,14 @@ import os
 import sys
 from typing import Any
 
-os.environ.setdefault("HYDRA_FULL_ERROR_ASKED", os.environ.get("HYDRA_FULL_ERROR", "0"))
-os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of printing them; asked for by the user, we show the traceback
+FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
+os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its errors to us, who print one message
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 exit_code = 0
 
@@ -18,24 +21,18 @@ exit_code = 0
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def compose_and_run(config: DictConfig) -> None:
     global exit_code
-    from hydra.core.hydra_config import HydraConfig
-
-    from lightning_modules.front import run_composed
+    from lightning_modules.front import run_composed  # here, so that --help and --cfg need no PyTorch
 
     overrides = list(HydraConfig.get().overrides.task)
     plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    exit_code = run_composed(plain, overrides)
+    exit_code = run_composed(plain, overrides, FULL_ERROR)
 
 
 if __name__ == "__main__":
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    from insight.errors import InputError, TrainingFailure
-    from lightning_modules.cli import report
-
     try:
         compose_and_run()
-    except (InputError, TrainingFailure, FileNotFoundError, HydraException, OmegaConfBaseException) as error:
-        exit_code = report(error)
+    except (HydraException, OmegaConfBaseException) as error:
+        from insight.errors import report
+
+        exit_code = report(error, FULL_ERROR)
     sys.exit(exit_code)

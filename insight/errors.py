@@ -1,5 +1,9 @@
 """The errors that end a run with one message: what happened, where, and what to do."""
 
+from __future__ import annotations
+
+import sys
+
 
 class InputError(ValueError):
     """A mistake in what the user gave (a key, a file, a value). The message names it and says what would be right."""
@@ -7,3 +11,11 @@ class InputError(ValueError):
 
 class TrainingFailure(RuntimeError):
     """Training cannot go on (a loss that is not a number). The message names the step and the examples."""
+
+
+def report(error: Exception, full: bool) -> int:
+    """Print one message, or with ``full`` raise, so that the traceback shows. Returns the exit code: 2 = the user's to mend."""
+    if full:
+        raise error
+    sys.stderr.write(f"\nerror: {error}\n")
+    return 1 if isinstance(error, TrainingFailure) else 2

@@ -10,20 +10,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from insight.errors import InputError, TrainingFailure
+from insight.errors import InputError, TrainingFailure, report
 from insight.stages import nearest
 from lightning_modules.drive import evaluate, run_stages
 from lightning_modules.engine_cli import build
-
-EXIT_FAILED, EXIT_USER_MISTAKE = 1, 2
-
-
-def report(error: BaseException) -> int:
-    """One message for a mistake of the user; ``HYDRA_FULL_ERROR=1`` shows the traceback. Returns the exit code."""
-    if os.environ.get("HYDRA_FULL_ERROR_ASKED") == "1":
-        raise error
-    print(f"\nerror: {error}", file=sys.stderr)
-    return EXIT_FAILED if isinstance(error, TrainingFailure) else EXIT_USER_MISTAKE
 
 
 def take(arguments: list[str], name: str) -> str | None:
@@ -94,7 +84,6 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 def main(arguments: list[str]) -> int:
     """The command line; returns the exit code."""
-    os.environ.setdefault("HYDRA_FULL_ERROR_ASKED", os.environ.get("HYDRA_FULL_ERROR", "0"))
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: python -m lightning_modules.cli COMMAND --config RUN/config.yaml [--key=value ...]\n\ncommands:")
         for name, command in COMMANDS.items():
@@ -107,7 +96,7 @@ def main(arguments: list[str]) -> int:
             raise InputError(f"no command '{name}'{nearest(name, COMMANDS)}")
         return COMMANDS[name](rest)
     except (InputError, TrainingFailure, FileNotFoundError) as error:
-        return report(error)
+        return report(error, os.environ.get("HYDRA_FULL_ERROR") == "1")
 
 
 if __name__ == "__main__":

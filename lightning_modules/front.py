@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from insight.errors import InputError
+from insight.errors import InputError, TrainingFailure, report
 from lightning_modules.drive import open_run_dir, run_stages
 from lightning_modules.engine_cli import build
 
@@ -26,8 +26,15 @@ def read_run(folder: str) -> dict[str, Any]:
     return {**yaml.safe_load(path.read_text()), "run_dir": str(Path(folder).resolve())}
 
 
-def run_composed(config: dict[str, Any], overrides: list[str]) -> int:
-    """Train what the mapping says. Returns the exit code."""
+def run_composed(config: dict[str, Any], overrides: list[str], full_error: bool = False) -> int:
+    """Train what the mapping says; a mistake is one message. Returns the exit code."""
+    try:
+        return _run_composed(config, overrides, full_error)
+    except (InputError, TrainingFailure, FileNotFoundError) as error:
+        return report(error, full_error)
+
+
+def _run_composed(config: dict[str, Any], overrides: list[str], full_error: bool) -> int:
     resume = config.pop("resume", None)
     if resume is not None:
         others = [word for word in overrides if not word.startswith("resume=")]
@@ -50,6 +57,7 @@ def run_composed(config: dict[str, Any], overrides: list[str]) -> int:
             str(run_dir),
         ]
         sys.stdout.flush()
+        os.environ["HYDRA_FULL_ERROR"] = str(int(full_error))
         os.execv(sys.executable, command)  # children are started from this command line, so Hydra must not be in it
     return run_stages(cli)
 

@@ -58,9 +58,9 @@ def test_building_leaves_the_mapping_as_it_was(tiny_config):
 
 def test_resume_takes_no_other_key(tmp_path):
     with pytest.raises(InputError, match=r"leave out model=multimodal"):
-        run_composed({"resume": str(tmp_path)}, ["resume=x", "model=multimodal"])
+        run_composed({"resume": str(tmp_path)}, ["resume=x", "model=multimodal"], full_error=True)
 
 
 def test_resume_of_a_folder_without_a_run_names_what_is_missing(tmp_path):
     with pytest.raises(InputError, match=r"config\.yaml does not exist"):
-        run_composed({"resume": str(tmp_path)}, ["resume=x"])
+        run_composed({"resume": str(tmp_path)}, ["resume=x"], full_error=True)

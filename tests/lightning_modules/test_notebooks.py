@@ -22,6 +22,7 @@ def test_a_notebook_runs_on_a_finished_run(path, tiny_config, tmp_path, monkeypa
     tiny_config["tracking"] = {"enabled": True, "experiment": "tour", "tracking_uri": f"sqlite:///{tmp_path}/mlflow.db"}
     assert run_stages(build(tiny_config)) == 0
     monkeypatch.setenv("RUN", tiny_config["run_dir"])
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # the notebook shows its pictures
     monkeypatch.setenv("PYTHONPATH", str(path.parents[1]))
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=180, resources={"metadata": {"path": str(path.parent)}}).execute()
