@@ -89,7 +89,7 @@ def summary_table(summary: dict[str, Any], data: Any, run_dir: Path, tracking_ur
                 table.add_row(label, "", *(f"{test[prefix + name]:.3f}" for name in SHOWN))
         table.add_row("test, chance", "", *chance(data, "test"))
     out = io.StringIO()
-    Console(file=out, width=120, force_terminal=False).print(table)
+    Console(file=out, width=150, force_terminal=False).print(table)
     lines = [out.getvalue().rstrip()]
     if "test/hard_negative_accuracy_seen" in test:
         columns = {
