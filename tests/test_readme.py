@@ -21,7 +21,7 @@ TINY = [
     ),
 ]
 SMALL_SCENES = [f"+data.init_args.num_{split}=16" for split in ("train", "val", "test")]
-NOT_RUN = ("make ", "mlflow ui")  # the targets run what is run here; the server stays up until it is stopped
+NOT_RUN = ("make ", "mlflow ui", "python -m benchmarks.")  # run here by other means; a server; minutes long
 
 
 def run(words: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess:
