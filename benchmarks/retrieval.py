@@ -60,6 +60,7 @@ def cpu_seconds(run: Callable[..., dict[str, float]], data: tuple[Tensor, ...]) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=RESULT, help="file that is written")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--captions", type=int, default=5000)
     parser.add_argument("--dim", type=int, default=128, help="width of the embeddings")
@@ -92,8 +93,8 @@ def main() -> None:
         "largest_difference_of_a_recall": difference,
         "recall": {name: own_answer[name] for name in rival_answer},
     }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(result, indent=2) + "\n")
     print(
         f"{arguments.images} pictures, {arguments.captions} captions: ours {result['cpu_seconds_ours']:.3f} CPU-s, "
         f"torchmetrics {result['cpu_seconds_torchmetrics']:.2f} CPU-s, {result['ratio']:.0f}x; recalls differ by at most {difference:.1e}"

@@ -47,15 +47,9 @@ def _fit(arguments: list[str]) -> int:
 
 def _evaluate(arguments: list[str], function: str) -> int:
     checkpoint, output = take(arguments, "ckpt_path"), take(arguments, "output")
-    config = next(
-        (
-            word.split("=", 1)[-1] if "=" in word else arguments[i + 1]
-            for i, word in enumerate(arguments)
-            if word.startswith(("--config", "-c"))
-        ),
-        None,
-    )
-    return evaluate(build(arguments), function, config, checkpoint, output)
+    cli = build(arguments)
+    paths = cli.config.config or [None]  # the last --config is the run's
+    return evaluate(cli, function, str(paths[-1]) if paths[-1] else None, checkpoint, output)
 
 
 def _validate(arguments: list[str]) -> int:
