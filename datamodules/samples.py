@@ -149,7 +149,7 @@ class TrainingSamples(Dataset):
         captions = list(self.split.texts.of(index))
         if self.captions_per_image != "all":
             order = lot.sample(captions, len(captions))
-            captions = sorted(order[turn % len(order)] for turn in range(self.captions_per_image))
+            captions = [order[turn % len(order)] for turn in range(self.captions_per_image)]
         image, crop = self.transform.augment(picture, lot)
         view = self.transform.augment(picture, lot)[0] if self.views == 2 else None
         return Sample(index, image, view, captions, crop)
