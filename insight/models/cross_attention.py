@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from insight.models.multimodal import MultiModalTransformer
+from insight.models.multimodal import ImageFeatures, MultiModalTransformer, TextFeatures
 from insight.nn.block import FusionBlock
 from insight.nn.linear import linear
 from insight.nn.pool import masked_mean
@@ -66,6 +66,16 @@ class CrossAttentionMultiModalTransformer(MultiModalTransformer):
         """Logits (C, 2) of [another picture's caption, this picture's caption]; arguments as of ``fuse``."""
         fused_CTD = self.fuse(text_tokens_CTD, text_mask_CT, image_tokens_BND, image_mask_BN, image_row_C)
         return self.match_head(masked_mean(fused_CTD, text_mask_CT))
+
+    def pair_scores(self, text: TextFeatures, text_mask_CT: Tensor, image: ImageFeatures) -> Tensor:
+        """Log-odds that caption c belongs to picture c, up to a constant: (C,).
+
+        The matching head's log-odds plus the towers' logit. The head learns to tell right pairs from wrong ones that are drawn with
+        probability softmax(towers' logit), so what it learns is only the rest: log p - log q of noise-contrastive estimation, a residual
+        as in https://arxiv.org/abs/2004.11714, equation 2.
+        """
+        logits_C2 = self.match(text.tokens, text_mask_CT, image.tokens)
+        return logits_C2[:, 1] - logits_C2[:, 0] + self.scale * (text.embedding * image.embedding).sum(dim=-1)
 
     def name_words(self, fused_CTD: Tensor, position_CP: Tensor) -> Tensor:
         """What stands at the hidden places of captions that have read their pictures: logits (C, P, V)."""

@@ -77,6 +77,17 @@ def test_match_is_the_head_over_the_mean_of_the_fused_real_tokens():
     torch.testing.assert_close(model.match(text, mask, pictures), expected, atol=1e-6, rtol=1e-5)
 
 
+def test_pair_scores_are_the_heads_log_odds_and_the_towers_logit_together():
+    model, (image, tokens, mask) = build(CrossAttentionMultiModalTransformer), inputs()
+    output, rows = model(image, tokens, mask), torch.tensor([0, 0, 1, 1, 2, 2])
+    pictures = type(output.image)(*(tensor[rows] for tensor in output.image))
+    right = model.match(output.text.tokens, mask, pictures.tokens).softmax(dim=1)[:, 1]
+    for pair, score in enumerate(model.pair_scores(output.text, mask, pictures).tolist()):
+        cosine = torch.nn.functional.cosine_similarity(output.image.embedding[rows[pair]], output.text.embedding[pair], dim=0)
+        odds = right[pair] / (1 - right[pair]) * (model.scale * cosine).exp()
+        assert score == pytest.approx(odds.log().item(), rel=1e-4, abs=1e-4)
+
+
 def test_a_picture_that_several_captions_read_is_the_same_as_copies_of_it():
     model, (image, tokens, mask) = build(CrossAttentionMultiModalTransformer), inputs()
     text, pictures, rows = model.encode_text(tokens, mask).tokens, model.encode_image(image).tokens, torch.tensor([2, 2, 0, 1, 0, 2])
