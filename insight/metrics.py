@@ -192,6 +192,7 @@ class RetrievalMetrics(Metric):
         super().__init__()
         for name in ("image_id", "caption_id", "caption_image_id", "image_values", "text_values"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
+        self.ranks: Ranks | None = None  # of the last ``compute``, in the order of the ids
 
     def update(
         self, image_embedding: Tensor, text_embedding: Tensor, image_id: Tensor, caption_id: Tensor, caption_image_id: Tensor
@@ -230,7 +231,8 @@ class RetrievalMetrics(Metric):
         images = _joined(self.image_values).view(len(image_id), -1)
         texts = _joined(self.text_values).view(len(caption_id), -1)
         rows_B, rows_C = _first_of_each(image_id), _first_of_each(caption_id)
-        return retrieval_scores(retrieval_ranks(images[rows_B], texts[rows_C], image_id[rows_B], caption_image_id[rows_C]))
+        self.ranks = retrieval_ranks(images[rows_B], texts[rows_C], image_id[rows_B], caption_image_id[rows_C])
+        return retrieval_scores(self.ranks)
 
 
 class MetricName(NamedTuple):
