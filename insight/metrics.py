@@ -173,12 +173,25 @@ def hard_negative_accuracy(positive_score: Tensor, negative_score: Tensor) -> fl
     return (positive > negative).float().mean().item()
 
 
+class Seen(NamedTuple):
+    """What the figures were computed from, in the order of the ids."""
+
+    image_id_B: Tensor
+    caption_id_C: Tensor
+    image_embedding_BE: Tensor
+    text_embedding_CE: Tensor
+    ranks: Ranks
+
+
 class RetrievalMetrics(Metric):
     """``retrieval_scores`` over everything seen since the last reset, on all processes together.
 
     Pictures and captions that come more than once (samplers pad the shares of the processes) count once, by id. Embeddings are kept as
-    flat rows, so that a process that saw nothing can join in the gathering.
+    flat rows, so that a process that saw nothing can join in the gathering. After ``compute`` the queries are in ``seen``, also after a
+    ``reset``.
     """
+
+    seen: Seen
 
     is_differentiable = False
     full_state_update = False
@@ -230,7 +243,9 @@ class RetrievalMetrics(Metric):
         images = _joined(self.image_values).view(len(image_id), -1)
         texts = _joined(self.text_values).view(len(caption_id), -1)
         rows_B, rows_C = _first_of_each(image_id), _first_of_each(caption_id)
-        return retrieval_scores(retrieval_ranks(images[rows_B], texts[rows_C], image_id[rows_B], caption_image_id[rows_C]))
+        ranks = retrieval_ranks(images[rows_B], texts[rows_C], image_id[rows_B], caption_image_id[rows_C])
+        self.seen = Seen(image_id[rows_B], caption_id[rows_C], images[rows_B], texts[rows_C], ranks)
+        return retrieval_scores(ranks)
 
 
 class MetricName(NamedTuple):
