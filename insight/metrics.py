@@ -173,12 +173,25 @@ def hard_negative_accuracy(positive_score: Tensor, negative_score: Tensor) -> fl
     return (positive > negative).float().mean().item()
 
 
+class Seen(NamedTuple):
+    """What the figures were computed from, in the order of the ids."""
+
+    image_id_B: Tensor
+    caption_id_C: Tensor
+    image_embedding_BE: Tensor
+    text_embedding_CE: Tensor
+    ranks: Ranks
+
+
 class RetrievalMetrics(Metric):
     """``retrieval_scores`` over everything seen since the last reset, on all processes together.
 
     Pictures and captions that come more than once (samplers pad the shares of the processes) count once, by id. Embeddings are kept as
-    flat rows, so that a process that saw nothing can join in the gathering.
+    flat rows, so that a process that saw nothing can join in the gathering. After ``compute`` the queries are in ``seen``, also after a
+    ``reset``.
     """
+
+    seen: Seen
 
     is_differentiable = False
     full_state_update = False
@@ -192,7 +205,6 @@ class RetrievalMetrics(Metric):
         super().__init__()
         for name in ("image_id", "caption_id", "caption_image_id", "image_values", "text_values"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
-        self.ranks: Ranks | None = None  # of the last ``compute``, in the order of the ids
 
     def update(
         self, image_embedding: Tensor, text_embedding: Tensor, image_id: Tensor, caption_id: Tensor, caption_image_id: Tensor
@@ -231,8 +243,9 @@ class RetrievalMetrics(Metric):
         images = _joined(self.image_values).view(len(image_id), -1)
         texts = _joined(self.text_values).view(len(caption_id), -1)
         rows_B, rows_C = _first_of_each(image_id), _first_of_each(caption_id)
-        self.ranks = retrieval_ranks(images[rows_B], texts[rows_C], image_id[rows_B], caption_image_id[rows_C])
-        return retrieval_scores(self.ranks)
+        ranks = retrieval_ranks(images[rows_B], texts[rows_C], image_id[rows_B], caption_image_id[rows_C])
+        self.seen = Seen(image_id[rows_B], caption_id[rows_C], images[rows_B], texts[rows_C], ranks)
+        return retrieval_scores(ranks)
 
 
 class MetricName(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,6 @@ from insight.errors import InputError, TrainingFailure
 from insight.metrics import RetrievalMetrics, hard_negative_accuracy
 from insight.models.multimodal import MultiModalTransformer
 from insight.optim import build_optimizer, build_schedule
-from insight.query_ranks import QueryRanks, named
 from insight.stages import LossTerm, Stage, bind_losses, derive_seed
 from lightning_modules.quantities import Quantities
 
@@ -31,7 +29,6 @@ class Prediction(NamedTuple):
     image_embedding: Tensor  # (B, E)
     texts: tuple[str, ...]
     text_embedding: Tensor  # (C, E)
-    caption_row: Tensor  # (C,): the picture of each caption, as a row of this batch
 
 
 class ImageTextModule(L.LightningModule):
@@ -130,26 +127,12 @@ class ImageTextModule(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self.log_dict({f"test/{name}": value for name, value in self.test_retrieval.compute().items()})
-        assert self.test_retrieval.ranks is not None, "compute has just ranked"
-        self._test_ranks = named(self.test_retrieval.ranks)
         self.test_retrieval.reset()
         self.log_dict(self.hard_negative_scores(self.score_pairs))
 
-    def tested(self) -> tuple[QueryRanks, Tensor, Tensor]:
-        """Of the test that has just run, in one process: the rank of every query, picture embeddings (B, E), caption embeddings (C, E)."""
-        rows = self._test_rows
-        before = itertools.accumulate((len(row.filenames) for row in rows), initial=0)
-        ranks = QueryRanks(
-            filenames=tuple(name for row in rows for name in row.filenames),
-            texts=tuple(text for row in rows for text in row.texts),
-            picture_C=torch.cat([row.caption_row + number for row, number in zip(rows, before, strict=False)]).cpu(),
-            ranks=self._test_ranks,
-        )
-        return ranks, torch.cat([row.image_embedding for row in rows]), torch.cat([row.text_embedding for row in rows])
-
     def predict_step(self, batch: ImageTextBatch, batch_idx: int) -> Prediction:
         image, text = self.model.encode_image(batch.image), self.model.encode_text(batch.tokens, batch.token_mask)
-        return Prediction(batch.filenames, image.embedding, batch.texts, text.embedding, batch.caption_row)
+        return Prediction(batch.filenames, image.embedding, batch.texts, text.embedding)
 
     def score_pairs(self, filenames: list[str], texts: list[str]) -> Tensor:
         """Cosine of each test picture with the text beside it: (pairs,)."""

@@ -10,7 +10,6 @@ from insight.data.batch import ImageTextBatch
 from insight.errors import InputError
 from insight.metrics import rerank, retrieval_scores
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
-from insight.query_ranks import named
 from lightning_modules.base import ImageTextModule
 from lightning_modules.quantities import CrossAttentionQuantities
 
@@ -110,9 +109,7 @@ class CrossAttentionModule(ImageTextModule):
             parts = zip(image_rows.split(PAIRS_AT_ONCE), caption_rows.split(PAIRS_AT_ONCE), strict=True)
             return torch.cat([self._log_odds(texts_CTD[c], mask_CT[c], images_BND[b]) for b, c in parts])
 
-        ranks = rerank(scores_BC, image_id, caption_image_id, match, self.rerank_top_k)
-        self._test_ranks |= named(ranks, "reranked_")
-        return retrieval_scores(ranks)
+        return retrieval_scores(rerank(scores_BC, image_id, caption_image_id, match, self.rerank_top_k))
 
     def matched_hard_negatives(self) -> dict[str, float]:
         """Hard negatives told apart by the matching head."""

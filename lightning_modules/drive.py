@@ -29,6 +29,7 @@ from insight.errors import InputError
 from insight.stages import StagePlan
 from lightning_modules.engine_cli import EngineCLI
 from lightning_modules.results import load_weights, stage_line, summary_table
+from lightning_modules.retrievals import RETRIEVAL_FILES, save_retrievals
 from tracking.run import RunLock, TrackedRun, status_of
 
 EXIT_INTERRUPTED = 130
@@ -222,7 +223,8 @@ def _run(cli: EngineCLI, run_dir: Path, weights: Path | None, stop: threading.Ev
     if is_first_process():
         write_json(run_dir / "summary.json", summary)
     if tracked:
-        tracked.log_artifact(run_dir / "summary.json")
+        for name in ("summary.json", *(RETRIEVAL_FILES if facts else ())):
+            tracked.log_artifact(run_dir / name)
     say(summary_table(summary, data, run_dir, tracked.logger.tracking_uri if tracked else None))
 
 
@@ -281,6 +283,8 @@ def _test(cli: EngineCLI, scheduler: StageScheduler) -> dict[str, float]:
     trainer = make_trainer(cli, copy.deepcopy(list(cli.callbacks.values())), None, max_epochs=1, **one)
     metrics = trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
     rank_zero_only.rank = rank  # type: ignore[attr-defined]
+    if is_first_process():
+        save_retrievals(cli.model.test_retrieval.seen, cli.datamodule, scheduler.run_dir)
     return {name: float(value) for name, value in metrics[0].items()}
 
 
@@ -310,6 +314,8 @@ def evaluate(cli: EngineCLI, function: str, config_path: str | None, checkpoint:
     if output:
         Path(output).mkdir(parents=True, exist_ok=True)
         (Path(output) / f"{function}.json").write_text(json.dumps({name: float(value) for name, value in metrics.items()}, indent=1))
+        if function == "test" and is_first_process():
+            save_retrievals(cli.model.test_retrieval.seen, cli.datamodule, Path(output))
     return 0
 
 

@@ -191,21 +191,19 @@ def _results(facts: CardFacts) -> str:
     if not facts.test or facts.ranks is None:
         return f"{NOT_MEASURED}: the run was not tested (run.test=false)."
     rows = []
-    for ranking in facts.ranks.ranks:
-        for k in RECALL_AT:
-            name = f"{ranking}_recall_at_{k}"
-            plain = name.removeprefix("reranked_")
+    for direction in DIRECTIONS:
+        for name in (f"{direction}_recall_at_{k}" for k in RECALL_AT):
             found = recall_interval(facts.ranks, f"test/{name}")
-            baseline = facts.test.get(f"test/baseline/colour_histogram/{plain}")
-            beside = [f"{facts.chance[plain]:.3f}", "-" if baseline is None else f"{baseline:.3f}"]
+            others = (facts.test.get(f"test/{prefix}{name}") for prefix in ("reranked_", "baseline/colour_histogram/"))
+            beside = [*("-" if value is None else f"{value:.3f}" for value in others), f"{facts.chance[name]:.3f}"]
             rows.append([f"test/{name}", f"{found.value:.3f}", f"{found.low:.3f} to {found.high:.3f}", *beside])
     rest = (name for name in sorted(facts.test) if name.startswith("test/") and "_recall_at_" not in name and "/baseline/" not in name)
-    others = [[name, f"{facts.test[name]:.3f}"] for name in rest]
+    more = [[name, f"{facts.test[name]:.3f}"] for name in rest]
     return (
-        f"Test split: {len(facts.ranks.filenames):,} pictures, {len(facts.ranks.texts):,} captions. Recall is the fraction of queries with "
-        "a right answer among the first k; the interval is 95 % bootstrap over pictures.\n\n"
-        + table(["metric", "this model", "95 % interval", "chance", "colour histogram"], rows)
-        + ("\n\n" + table(["other figures", ""], others) if others else "")
+        f"Test split: {len(facts.ranks.filenames):,} pictures, {len(facts.ranks.captions):,} captions. Recall is the fraction of queries "
+        "with a right answer among the first k; the interval is 95 % bootstrap over pictures.\n\n"
+        + table(["metric", "this model", "95 % interval", "re-ranked", "colour histogram", "chance"], rows)
+        + ("\n\n" + table(["other figures", ""], more) if more else "")
     )
 
 

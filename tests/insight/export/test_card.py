@@ -17,9 +17,10 @@ def facts(tmp_path) -> CardFacts:
     Image.new("RGB", (8, 8), "red").save(tmp_path / "epoch0002.png")
     ranks = QueryRanks(
         tuple(f"{n}.jpg" for n in range(4)),
+        tuple(f"{n // 2}.jpg#{n % 2}" for n in range(8)),
         tuple(f"caption {n}" for n in range(8)),
-        torch.arange(4).repeat_interleave(2),
         {"image_to_text": torch.tensor([1, 2, 7, 40]), "text_to_image": torch.tensor([1, 1, 2, 3, 1, 4, 4, 2])},
+        {},
     )
     test = {
         f"test/{direction}_recall_at_{k}": (ranks.ranks[direction] <= k).float().mean().item()
@@ -42,7 +43,12 @@ def facts(tmp_path) -> CardFacts:
         data={"fingerprint": "f" * 64, "splits": {"train": 3200, "val": 4, "test": 4}, "description": "Flickr30k at photos"},
         generated=False,
         stages=[stage],
-        test={**test, "test/mean_recall": 0.5, "test/baseline/colour_histogram/text_to_image_recall_at_1": 0.125},
+        test={
+            **test,
+            "test/mean_recall": 0.5,
+            "test/reranked_text_to_image_recall_at_1": 0.5,
+            "test/baseline/colour_histogram/text_to_image_recall_at_1": 0.125,
+        },
         chance={f"{direction}_recall_at_{k}": 0.25 for direction in ranks.ranks for k in (1, 5, 10)},
         ranks=ranks,
         misses={"image_to_text": [Miss("3.jpg", "caption 6", "caption | 0", 40)], "text_to_image": []},
@@ -54,7 +60,7 @@ def facts(tmp_path) -> CardFacts:
 def test_a_card_holds_the_figures_with_their_intervals_beside_chance_and_baseline(facts, tmp_path):
     text = write_card(tmp_path / "card", facts).read_text()
     found = recall_interval(facts.ranks, "test/text_to_image_recall_at_1")
-    assert f"| test/text_to_image_recall_at_1 | 0.375 | {found.low:.3f} to {found.high:.3f} | 0.250 | 0.125 |" in text
+    assert f"| test/text_to_image_recall_at_1 | 0.375 | {found.low:.3f} to {found.high:.3f} | 0.500 | 0.125 | 0.250 |" in text
     assert "| test/mean_recall | 0.500 |" in text
     assert "| end_to_end | 3 | 120 | `*` | contrastive x 1, matching x 0.5 | 0.001 | 0.250 | 61 |" in text
     assert "3,200 train, 4 val, 4 test" in text and "f" * 64 in text and "12,345 parameters" in text and "stay under their terms" in text
