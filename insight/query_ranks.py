@@ -75,10 +75,9 @@ def read_ranks(folder: str | Path) -> tuple[QueryRanks, str]:
             {direction: tensors[f"test/{direction}"] for direction in DIRECTIONS},
             {direction: tensors[f"test/{direction}_best"] for direction in DIRECTIONS},
         )
-        sizes = dict(zip(DIRECTIONS, (len(ranks.filenames), len(ranks.captions)), strict=True))
-        whole = all(len(ranks.ranks[one]) == len(ranks.best[one]) == size for one, size in sizes.items()) and len(ranks.texts) == len(
-            ranks.picture_C
-        )
+        asked = {"image_to_text": len(ranks.filenames), "text_to_image": len(ranks.picture_C)}
+        lengths = [(len(ranks.ranks[one]), len(ranks.best[one]), number) for one, number in asked.items()]
+        whole = len(ranks.texts) == len(ranks.captions) and all(one == two == number for one, two, number in lengths)
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise InputError(f"{paths[0]}: no ranks, or a damaged file ({type(error).__name__}: {error})") from error
     if not whole:
