@@ -31,3 +31,16 @@ class Tracking:
     experiment: str = "flickr"
     tracking_uri: str | None = None
     enabled: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Deployment:
+    """Args:
+    name: Registered model that the finished run becomes a version of.
+    bundle: Write RUN/bundle at the end: weights, tokenizer, preprocessing and model card, usable without this framework.
+    register: Make the bundle a version of ``name`` in MLflow; needs ``bundle`` and, as all that is kept in MLflow, ``tracking.enabled``.
+    """
+
+    name: str = "flickr"
+    bundle: bool = True
+    register: bool = True

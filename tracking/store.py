@@ -93,12 +93,16 @@ def address_digest(tracking_uri: str) -> str:
 
 
 def set_mlflow_defaults() -> None:
-    """No telemetry unless the user says so. MLflow reads this while it is imported."""
+    """No telemetry and no progress bars unless the user says so. MLflow reads the first while it is imported."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
-def open_client(tracking_uri: str) -> MlflowClient:
-    """The only place that makes a client. For SQLite this makes or migrates the tables: one process at a time."""
+def open_client(tracking_uri: str, registry_uri: str | None = None) -> MlflowClient:
+    """The only place that makes a client. For SQLite this makes or migrates the tables: one process at a time.
+
+    ``registry_uri`` None: the registry is the tracking store's own.
+    """
     set_mlflow_defaults()
     if tracking_uri.startswith("http"):  # MLflow reads these at each request; its defaults block for 246 s when a server is gone
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -107,10 +111,10 @@ def open_client(tracking_uri: str) -> MlflowClient:
 
     database = sqlite_path(tracking_uri)
     if database is None:
-        return MlflowClient(tracking_uri)
+        return MlflowClient(tracking_uri, registry_uri)
     database.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(database.with_name(database.name + ".lock")), quiet():
-        return MlflowClient(tracking_uri)
+        return MlflowClient(tracking_uri, registry_uri)
 
 
 def store_errors() -> tuple[type[Exception], ...]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import io
 import json
 import os
 import shutil
@@ -61,6 +62,9 @@ class Bundle:
         transform: From a picture to what the model reads.
         config: The whole config of the run.
         data: ``fingerprint``, ``splits`` (sizes) and ``description`` of the data that it saw.
+        signature: Shapes and types of inputs and outputs, and the example's text.
+        example: What the model said of the example where the bundle was written, by the names of the signature's outputs.
+        picture: The example's picture.
         folder: Where it was read from.
         sha256: Of the manifest, and so of the whole bundle.
     """
@@ -70,6 +74,9 @@ class Bundle:
     transform: ImageTransform
     config: Mapping[str, Any]
     data: Mapping[str, Any]
+    signature: Mapping[str, Any]
+    example: Mapping[str, Tensor]
+    picture: Image.Image
     folder: Path
     sha256: str
 
@@ -128,15 +135,16 @@ class Bundle:
         text, image = self.model.encode_text(tokens, mask).tokens, self.model.encode_image(self.pixels(pictures)).tokens
         return self.model.match(text, mask, image).softmax(dim=-1)[:, 1]
 
-    def example_outputs(self) -> dict[str, Tensor]:
-        """What the model says here of the example: the names and shapes of ``example.safetensors``."""
-        pictures, texts = [self.folder / "example.png"], [json.loads((self.folder / "signature.json").read_text())["text"]]
-        return _example_outputs(self, pictures, texts)
+    def describe(self, picture: Picture, text: str) -> dict[str, Tensor]:
+        """All that the model says of one picture and one caption, by the names of the signature's outputs."""
+        outputs = {"image_embedding": self.encode_images([picture]), "text_embedding": self.encode_texts([text])}
+        outputs["similarity"] = outputs["image_embedding"] @ outputs["text_embedding"].T
+        return outputs | ({"match": self.match([picture], [text])} if self.matches else {})
 
     def example_error(self) -> float:
         """Largest difference between what the model says of the example here, and what it said where the bundle was written."""
-        known = safetensors.torch.load_file(self.folder / "example.safetensors")
-        return max(float((value.cpu() - known[name]).abs().max()) for name, value in self.example_outputs().items())
+        here = self.describe(self.picture, self.signature["text"])
+        return max(float((value.cpu() - self.example[name]).abs().max()) for name, value in here.items())
 
 
 # --- writing ---
@@ -188,10 +196,11 @@ def save(
         _write_json(temporary / "preprocessing.json", _preprocessing(transform.image_size))
         _write_json(temporary / "config.json", config)
         _write_json(temporary / "data.json", data)
-        _example_picture().save(temporary / "example.png")
+        picture = _example_picture()
+        picture.save(temporary / "example.png")
         before = [(module, module.training) for module in model.modules()]
-        original = Bundle(model.eval(), tokenizer, transform, config, data, temporary, "")
-        outputs = {key: value.cpu() for key, value in _example_outputs(original, [temporary / "example.png"], [text]).items()}
+        original = Bundle(model.eval(), tokenizer, transform, config, data, {}, {}, picture, temporary, "")
+        outputs = {key: value.cpu() for key, value in original.describe(picture, text).items()}
         for module, training in before:
             module.training = training
         safetensors.torch.save_file(outputs, temporary / "example.safetensors")
@@ -236,12 +245,6 @@ def _example_picture(side: int = 96) -> Image.Image:
     return Image.fromarray(pixels.to(torch.uint8).numpy())
 
 
-def _example_outputs(bundle: Bundle, pictures: Sequence[Picture], texts: Sequence[str]) -> dict[str, Tensor]:
-    outputs = {"image_embedding": bundle.encode_images(pictures), "text_embedding": bundle.encode_texts(texts)}
-    outputs["similarity"] = bundle.similarity(pictures, texts)
-    return outputs | ({"match": bundle.match(pictures, texts)} if bundle.matches else {})
-
-
 def _signature(bundle: Bundle, outputs: Mapping[str, Tensor], text: str) -> dict[str, Any]:
     size, length = bundle.transform.image_size, bundle.model.text.embedding.context_length
     first = {"image_embedding": ["B"], "text_embedding": ["C"], "similarity": ["B", "C"], "match": ["P"]}
@@ -271,12 +274,15 @@ def load(folder: str | Path, sha256: str | None = None) -> Bundle:
     """
     folder = Path(folder)
     files, digest = read_files(folder, NEEDED, sha256)
-    described = _object(folder, "model.json", files)
-    settings = _object(folder, "preprocessing.json", files)
+    described, settings, config, data, signature = (
+        _object(folder, f"{name}.json", files) for name in ("model", "preprocessing", "config", "data", "signature")
+    )
     try:
         tokenizer = Tokenizer.from_json(files["tokenizer.json"].decode())
         weights = safetensors.torch.load(files["weights.safetensors"])
-    except (ValueError, SafetensorError) as error:
+        example = safetensors.torch.load(files["example.safetensors"])
+        picture = Image.open(io.BytesIO(files["example.png"]), formats=["PNG"]).convert("RGB")
+    except (ValueError, OSError, SafetensorError) as error:
         raise InputError(f"{folder}: a file cannot be read ({error})") from error
     model = _build(folder, described, weights)
     image_size = model.image.embedding.image_size
@@ -284,8 +290,7 @@ def load(folder: str | Path, sha256: str | None = None) -> Bundle:
         raise InputError(f"{folder}/preprocessing.json: made for {settings}, this code does {_preprocessing(image_size)}: use its release")
     if tokenizer.size > model.text.embedding.vocab_size:
         raise InputError(f"{folder}: its tokenizer has {tokenizer.size} entries, its model {model.text.embedding.vocab_size}")
-    config, data = _object(folder, "config.json", files), _object(folder, "data.json", files)
-    return Bundle(model, tokenizer, ImageTransform(image_size), config, data, folder, digest)
+    return Bundle(model, tokenizer, ImageTransform(image_size), config, data, signature, example, picture, folder, digest)
 
 
 def _object(folder: Path, name: str, files: Mapping[str, bytes]) -> dict[str, Any]:
