@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from insight.errors import InputError
 from tracking import facts
 from tracking.journal import JournalMLFlowLogger, drain
+from tracking.store import without_password
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ class TrackedRun:
         if not self.logger.opened:
             return
         if error is not None and status == "FAILED":
-            self._log_text("error.txt", "".join(traceback.format_exception(error)))
+            self._log_text("error.txt", without_password("".join(traceback.format_exception(error))))
         for key in sorted(self._unfinished):
             self._stages[key].set_status(status)
         self._unfinished.clear()
