@@ -10,8 +10,10 @@ from typing import Any
 import yaml
 
 from insight.errors import InputError, TrainingFailure, report
-from lightning_modules.drive import open_run_dir, run_stages
+from lightning_modules.drive import check_tracking, open_run_dir, run_stages
 from lightning_modules.engine_cli import build
+
+HYDRA_ONLY = ("paths",)  # what other keys of the composition refer to; a run's own config holds the values
 
 
 def read_run(folder: str) -> dict[str, Any]:
@@ -43,8 +45,11 @@ def _run_composed(config: dict[str, Any], overrides: list[str], full_error: bool
                 f"resume={resume} reads the run's own config.yaml; leave out {' '.join(others)}, or start another run with them"
             )
         config = read_run(resume)
+    for key in HYDRA_ONLY:
+        config.pop(key, None)
     cli = build(config)
     if several_processes(cli.trainer_arguments):
+        check_tracking(cli)
         run_dir = open_run_dir(cli)
         command = [
             sys.executable,

@@ -83,7 +83,7 @@ def release(cli: EngineCLI, scheduler: StageScheduler, summary: dict[str, Any], 
                 "data.fingerprint": data_facts["fingerprint"],
                 "run": run_dir.name,
             }
-            tracked.register(Registration(cli.deployment.name, tags, description(run_dir.name, ranks)))
+            tracked.register(Registration(cli.deployment.name, tags, description(run_dir.name, ranks), cli.tracking.registry_uri))
     return bundle
 
 

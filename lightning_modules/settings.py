@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
+from urllib.parse import urlsplit
+
+from insight.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,12 +16,16 @@ class RunSettings:
     output_dir: Folder of all runs; in it ``latest`` points to the newest.
     save_every_n_steps: Optimiser steps between two resume points within an epoch.
     test: Test the last stage's best weights at the end.
+    env: The environment that the config was composed for; the MLflow tag ``env``.
+    log_level: Least severe message of our own code that is shown.
     """
 
     name: str = "run"
     output_dir: str = "outputs"
     save_every_n_steps: int = 50
     test: bool = True
+    env: str = "dev"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "WARNING"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +33,27 @@ class Tracking:
     """Args:
     experiment: MLflow experiment.
     tracking_uri: MLflow store; null: ``MLFLOW_TRACKING_URI`` where set, else ``sqlite:///OUTPUT_DIR/mlflow.db``.
+    tracking_uri_env: Name of the variable that holds the store's address; the run stops where it is not set. Null: ``tracking_uri`` counts.
+    registry_uri: MLflow model registry; null: the tracking store's own.
+    token_env: Name of the variable that holds the store's token, never the token; the run stops where it is not set. Null: no token.
     enabled: False keeps nothing in MLflow.
     """
 
     experiment: str = "flickr"
     tracking_uri: str | None = None
+    tracking_uri_env: str | None = None
+    registry_uri: str | None = None
+    token_env: str | None = None
     enabled: bool = True
+
+    def __post_init__(self) -> None:
+        if self.tracking_uri is not None and "@" in urlsplit(self.tracking_uri).netloc:
+            raise InputError(
+                "tracking.tracking_uri holds a password, which config.yaml would keep: put the address into a variable and name that, "
+                "e.g. tracking.tracking_uri_env=MLFLOW_TRACKING_URI"
+            )
+        if self.tracking_uri is not None and self.tracking_uri_env is not None:
+            raise InputError("tracking.tracking_uri and tracking.tracking_uri_env are both given: set one of them to null")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -167,7 +167,7 @@ class TrackedRun:
         if not self.logger.opened:
             return
         if error is not None and status == "FAILED":
-            self._log_text("error.txt", "".join(traceback.format_exception(error)))
+            self._log_text("error.txt", without_password("".join(traceback.format_exception(error))))
         for key in sorted(self._unfinished):
             self._stages[key].set_status(status)
         self._unfinished.clear()

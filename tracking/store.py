@@ -83,8 +83,39 @@ def default_artifact_location(tracking_uri: str) -> str | None:
 
 
 def without_password(text: str) -> str:
-    """``text`` with the passwords of addresses in it (``scheme://user:password@host``) starred out."""
-    return re.sub(r"(://[^/:@\s\"]*):[^@/\s\"]+@", r"\1:***@", text)
+    """``text`` with the passwords and tokens of addresses in it starred out.
+
+    >>> without_password("http://me:secret@host:5000 and https://token@host/path")
+    'http://me:***@host:5000 and https://***@host/path'
+    """
+    return re.sub(r"://([^/:\s\"]*:)?[^/\s\"]+@", r"://\1***@", text)
+
+
+def read_variable(key: str, name: str) -> str:
+    """The value of the environment variable that a config key names.
+
+    Raises:
+        InputError: it is not set.
+    """
+    value = os.environ.get(name)
+    if not value:
+        raise InputError(
+            f"{key}={name}: this environment variable is not set; export it (the config keeps its name alone), or set {key}=null"
+        )
+    return value
+
+
+def store_address(tracking_uri: str | None, tracking_uri_env: str | None, token_env: str | None, output_dir: str | Path) -> str:
+    """The store that a config's ``tracking`` means, and its token where MLflow's client reads it at each request.
+
+    Raises:
+        InputError: a variable that the config names is not set, or the address is impossible.
+    """
+    if token_env is not None:
+        os.environ["MLFLOW_TRACKING_TOKEN"] = read_variable("tracking.token_env", token_env)
+    if tracking_uri_env is not None:
+        return _checked(read_variable("tracking.tracking_uri_env", tracking_uri_env), f"the variable {tracking_uri_env}")
+    return resolve_tracking_uri(tracking_uri, output_dir)
 
 
 def address_digest(tracking_uri: str) -> str:

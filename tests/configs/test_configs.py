@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from lightning_modules.drive import run_stages
 from lightning_modules.engine_cli import build
+from lightning_modules.front import HYDRA_ONLY
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name not in ("experiment", "recipe"))
@@ -44,7 +45,8 @@ def composed(*overrides: str) -> dict[str, Any]:
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
         config = OmegaConf.to_container(compose("train", overrides=list(overrides)), resolve=True)
-    config.pop("resume")
+    for key in ("resume", *HYDRA_ONLY):
+        config.pop(key)
     return config
 
 

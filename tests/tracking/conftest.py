@@ -1,4 +1,4 @@
-"""A migrated SQLite store, made once and copied: MLflow takes seconds to make its tables."""
+"""An empty SQLite store for each test, and none from outside."""
 
 from __future__ import annotations
 
@@ -12,13 +12,6 @@ from mlflow import MlflowClient
 from tracking.store import open_client
 
 
-@pytest.fixture(scope="session")
-def _template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    open_client(f"sqlite:///{path}")
-    return path
-
-
 @pytest.fixture(autouse=True)
 def _no_store_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -28,10 +21,10 @@ def _no_store_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def store(tmp_path: Path, _template: Path) -> str:
+def store(tmp_path: Path, migrated_store: Path) -> str:
     """The address of an empty SQLite store."""
     (tmp_path / "out").mkdir()
-    shutil.copy(_template, tmp_path / "out" / "mlflow.db")
+    shutil.copy(migrated_store, tmp_path / "out" / "mlflow.db")
     return f"sqlite:///{tmp_path / 'out' / 'mlflow.db'}"
 
 
