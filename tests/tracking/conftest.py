@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+import torch
 from mlflow import MlflowClient
+from safetensors.torch import save_file
 
+from insight.data.text import Tokenizer
+from insight.export.bundle import save
+from insight.export.card import SECTIONS
+from insight.models.multimodal import MultiModalTransformer
+from insight.query_ranks import FILES, read_ranks
+from tracking.registration import Registration
+from tracking.run import TrackedRun
 from tracking.store import open_client
 
 
@@ -37,3 +48,65 @@ def client(store: str) -> MlflowClient:
 def points(client: MlflowClient) -> Callable[[str, str], list[tuple[int, float]]]:
     """(run id, metric) -> the stored (step, value), by step."""
     return lambda run_id, name: sorted((metric.step, metric.value) for metric in client.get_metric_history(run_id, name))
+
+
+# --- released models ---
+class Release(NamedTuple):
+    run_dir: Path
+    run_id: str
+    address: str | None
+
+
+@pytest.fixture
+def release(tmp_path: Path, store: str) -> Callable[..., Release]:
+    """A tracked run as the driver leaves it: bundle, ranks, figures, and the request to be registered; carried out unless told not to."""
+
+    def _release(
+        name: str = "flickr",
+        ranks: Sequence[int] = (1,) * 60,
+        metrics: Mapping[str, float] | None = None,
+        fingerprint: str = "f" * 64,
+        tracking_uri: str = store,
+        tested: bool = True,
+        register: bool = True,
+        filenames: str = "{}.jpg",
+    ) -> Release:
+        run_dir = tmp_path / f"RUN-{len(list(tmp_path.glob('RUN-*')))}"
+        run = TrackedRun(run_dir, "tests", tracking_uri=tracking_uri, drain_seconds=20)
+        run.start({"seed": 3}, tags={"data.fingerprint": fingerprint})
+        stage = run.stage_logger(0, "only")
+        stage.log_metrics({"insight/rollout/deletion": 0.25, "train/loss": 1.0}, 0)
+        run.finish_stage(stage, "FINISHED")
+        run.log_metrics(metrics or {})
+        (run_dir / "card").mkdir()
+        card = "# Model card\n\n" + "\n\n".join(f"## {title}\n\nsomething" for title in SECTIONS[:6] + SECTIONS[7:])
+        (run_dir / "card" / "model_card.md").write_text(card)
+        sizes = {"vocab_size": 300, "image_size": 16, "patch_size": 8, "context_length": 12, "dim": 16, "heads": 2, "embed_dim": 8}
+        arguments = {**sizes, "image_depth": 1, "text_depth": 1}
+        torch.manual_seed(len(list(tmp_path.glob("RUN-*"))))
+        model, tokenizer = MultiModalTransformer(**arguments), Tokenizer.train(["a red circle"], 300)
+        data = {"fingerprint": fingerprint, "splits": {"train": 4}, "description": "tiny"}
+        bundle = save(run_dir / "bundle", model, arguments, tokenizer, {"seed": 3}, data, "a red circle", run_dir / "card")
+        run.log_artifact(bundle.folder)
+        tags = {"bundle.sha256": bundle.sha256}
+        if tested:
+            write_ranks(run_dir, ranks, filenames)
+            for file in FILES:
+                run.log_artifact(run_dir / file)
+            tags["ranks.sha256"] = read_ranks(run_dir)[1]
+        run.register(Registration(name, tags, "a test"))
+        run.finish("FINISHED")
+        return Release(run_dir, run.run_id or "", run.deliver_registration() if register else None)
+
+    return _release
+
+
+def write_ranks(folder: Path, ranks: Sequence[int], filenames: str) -> None:
+    """As many pictures as ranks, one caption each; both directions have the same ranks."""
+    names = [filenames.format(number) for number in range(len(ranks))]
+    rank, best = torch.tensor(ranks), torch.arange(len(ranks))[:, None]
+    directions = ("image_to_text", "text_to_image")
+    tensors = {f"test/{one}": rank.clone() for one in directions} | {f"test/{one}_best": best.clone() for one in directions}
+    save_file(tensors, folder / "ranks.safetensors")
+    captions = [f"{name}#0" for name in names]
+    (folder / "ranks.json").write_text(json.dumps({"test/image_to_text": names, "test/text_to_image": captions, "texts": captions}))
