@@ -10,13 +10,15 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
+import tracking.promote
 from insight.errors import InputError
 from insight.stages import Call
 from tracking.gates import bind_gates
 from tracking.promote import CONFIGS, main, promote, read_gates, rollback
+from tracking.store import open_client
 
-GOOD, BETTER, BAD = [1] * 50 + [20] * 10, [1] * 60, [1] * 20 + [20] * 40
 RECALL = {"recall": Call("tracking.gates.recall_not_below_holder", {"metric": "test/text_to_image_recall_at_10"})}
+SIZE = {"size": Call("tracking.gates.size", {"at_most_mb": 100})}  # holds for all of them
 FAST = "gates.latency.arguments.at_most_ms=100000"  # how quick this machine is must not matter
 
 
@@ -29,11 +31,16 @@ def tags(client: MlflowClient, version: int) -> dict[str, str]:
 
 
 @pytest.fixture
-def ask(store, capsys):
+def client(released) -> MlflowClient:
+    return released.client
+
+
+@pytest.fixture
+def ask(released, capsys):
     """The command line; gives (exit code, what it said, its errors)."""
 
     def _ask(*words: str) -> tuple[int, str, str]:
-        code = main(["flickr", *words, "--tracking-uri", store])
+        code = main(["flickr", *words, "--tracking-uri", released.store])
         said = capsys.readouterr()
         assert "Traceback" not in said.out + said.err
         return code, said.out, said.err
@@ -41,13 +48,11 @@ def ask(store, capsys):
     return _ask
 
 
-def test_a_version_is_promoted_refused_forced_and_rolled_back(release, client, ask):
-    first = release(ranks=GOOD)
+def test_a_version_is_promoted_refused_forced_and_rolled_back(released, client, ask):
     code, said, _ = ask("--version", "1", "--to", "staging", FAST)
     assert code == 0 and aliases(client) == {"staging": 1}
     assert "which nobody holds now" in said and "| card | holds | 8 sections | all 8 | - |" in said and "goes to version 1." in said
 
-    worse = release(ranks=BAD)
     code, said, _ = ask("--version", "2", "--to", "staging", FAST)
     assert code == 3 and aliases(client) == {"staging": 1}
     assert (
@@ -67,26 +72,22 @@ def test_a_version_is_promoted_refused_forced_and_rolled_back(release, client, a
     code, _, error = ask("--to", "staging", "--rollback")
     assert code == 2 and "version 1, which replaced none" in error
 
-    reports = [file.path for file in client.list_artifacts(worse.run_id, "promotions")]
-    assert len(reports) == 4 or len(reports) == 2  # two reports of the same second have one name
-    path = client.download_artifacts(worse.run_id, next(name for name in reports if name.endswith(".json")))
-    kept = json.loads(Path(path).read_text())
-    assert kept["verdicts"]["size"]["state"] == "holds" and kept["holder"] == 1 and kept["version"] == 2
-    assert first.address == "models:/flickr/1"
+    run_id = released.releases[1].run_id
+    reports = sorted(file.path for file in client.list_artifacts(run_id, "promotions") if file.path.endswith(".json"))
+    kept = json.loads(Path(client.download_artifacts(run_id, reports[-1])).read_text())
+    assert kept["verdicts"]["size"]["state"] == "holds" and (kept["holder"], kept["version"]) == (1, 2)
+    assert kept["forced"] == "the demo needs it" and kept["granted"]
 
 
-def test_prod_sets_the_champion_and_says_what_is_absent(release, client, ask):
-    release(ranks=BETTER)
-    code, said, _ = ask("--version", "1", "--to", "prod", FAST)
-    assert code == 0 and aliases(client) == {"champion": 1}
+def test_prod_sets_the_champion_and_says_what_is_absent(client, ask):
+    code, said, _ = ask("--version", "3", "--to", "prod", FAST, "gates.robustness.arguments.required=true")
+    assert code == 3 and "Refused by: robustness." in said and aliases(client) == {}
+    code, said, _ = ask("--version", "3", "--to", "prod", FAST)
+    assert code == 0 and aliases(client) == {"champion": 3}
     assert "| robustness | absent | - |" in said and "Not measured, so neither for nor against: faithfulness, robustness." in said
-    release(ranks=BETTER)
-    code, said, _ = ask("--version", "2", "--to", "prod", FAST, "gates.robustness.arguments.required=true")
-    assert code == 3 and "Refused by: robustness." in said and aliases(client) == {"champion": 1}
 
 
-def test_figures_are_read_from_the_run_and_from_its_last_stage(release, client):
-    release(metrics={"insight/robustness/blur": 0.75})
+def test_figures_are_read_from_the_run_and_from_its_last_stage(client):
     gates = {
         "faithfulness": Call("tracking.gates.figure_within", {"metric": "insight/rollout/deletion", "at_most": 0.3}),
         "robustness": Call("tracking.gates.figure_within", {"metric": "insight/robustness/blur", "at_least": 0.5}),
@@ -95,25 +96,22 @@ def test_figures_are_read_from_the_run_and_from_its_last_stage(release, client):
     assert [(one.state, one.figure) for one in verdicts.values()] == [("holds", "0.250"), ("holds", "0.750")]
 
 
-def test_a_version_without_a_test_is_not_promoted(release, client):
-    release(tested=False)
-    report = promote(client, "flickr", 1, "dev", RECALL)
+def test_a_version_without_a_test_is_not_promoted(client):
+    report = promote(client, "flickr", 4, "dev", RECALL)
     assert report.failed == ["recall"] and "keeps no ranks" in report.verdicts["recall"].note and aliases(client) == {}
 
 
-def test_ranks_that_were_changed_after_registration_are_refused(release, client):
-    first, second = release(ranks=BAD), release(ranks=BETTER)
+def test_ranks_that_were_changed_after_registration_are_refused(release, released, store):
+    changed, own = release(ranks=[1, 2, 3]), open_client(store)
     for name in ("ranks.safetensors", "ranks.json"):
-        client.log_artifact(first.run_id, str(second.run_dir / name))
+        own.log_artifact(changed.run_id, str(released.releases[2].run_dir / name))
     with pytest.raises(InputError, match="models:/flickr/1: the ranks of its test were changed"):
-        promote(client, "flickr", 1, "dev", RECALL)
+        promote(own, "flickr", 1, "dev", RECALL)
 
 
 @pytest.mark.parametrize("step", ["log_text", "set_model_version_tag", "set_registered_model_alias"])
-def test_a_promotion_that_is_interrupted_leaves_the_old_alias(release, client, monkeypatch, step):
-    release(ranks=GOOD)
+def test_a_promotion_that_is_interrupted_leaves_the_old_alias(client, monkeypatch, step):
     promote(client, "flickr", 1, "staging", RECALL)
-    release(ranks=BETTER)
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -121,53 +119,45 @@ def test_a_promotion_that_is_interrupted_leaves_the_old_alias(release, client, m
     with monkeypatch.context() as patch:
         patch.setattr(client, step, interrupt)
         with pytest.raises(KeyboardInterrupt):
-            promote(client, "flickr", 2, "staging", RECALL)
+            promote(client, "flickr", 3, "staging", RECALL)
     assert aliases(client) == {"staging": 1}
     with pytest.raises(InputError, match="version 1, which replaced none"):
         rollback(client, "flickr", "staging")
-    assert promote(client, "flickr", 2, "staging", RECALL).granted and aliases(client) == {"staging": 2}
+    assert promote(client, "flickr", 3, "staging", RECALL).granted and aliases(client) == {"staging": 3}
 
 
-def test_an_alias_that_moved_while_the_gates_ran_is_not_taken(release, client, monkeypatch):
-    for ranks in (GOOD, GOOD, BETTER):
-        release(ranks=ranks)
+def test_an_alias_that_moved_while_the_gates_ran_is_not_taken(client, monkeypatch):
     promote(client, "flickr", 1, "staging", RECALL)
-    import tracking.promote as module
 
     def meanwhile(*words: object) -> None:
         client.set_registered_model_alias("flickr", "staging", "2")
 
-    monkeypatch.setattr(module, "record", meanwhile)
+    monkeypatch.setattr(tracking.promote, "record", meanwhile)
     with pytest.raises(InputError, match="went to another version while the gates ran"):
         promote(client, "flickr", 3, "staging", RECALL)
     assert aliases(client) == {"staging": 2}
 
 
-def test_rollback_goes_back_step_by_step_and_not_to_what_is_gone(release, client):
-    for _ in range(3):
-        release(ranks=GOOD)
+def test_rollback_goes_back_step_by_step_and_not_to_what_is_gone(client):
     with pytest.raises(InputError, match="no alias 'dev': there is nothing to roll back"):
         rollback(client, "flickr", "dev")
     for number in (1, 2, 3):
-        promote(client, "flickr", number, "dev", RECALL)
+        promote(client, "flickr", number, "dev", SIZE)
     assert rollback(client, "flickr", "dev") == (3, 2) and rollback(client, "flickr", "dev") == (2, 1)
-    promote(client, "flickr", 3, "dev", RECALL)
+    promote(client, "flickr", 3, "dev", SIZE)
     client.delete_model_version("flickr", "1")
-    with pytest.raises(InputError, match="no version 1; it has 2, 3"):
+    with pytest.raises(InputError, match="no version 1; it has 2, 3, 4"):
         rollback(client, "flickr", "dev")
     assert aliases(client) == {"dev": 3}
 
 
-def test_promoting_the_holder_again_changes_nothing(release, client):
-    release(ranks=GOOD)
+def test_promoting_the_holder_again_changes_nothing(client):
     for _ in range(2):
         assert promote(client, "flickr", 1, "dev", RECALL).granted
     assert tags(client, 1)["promotion.dev.replaces"] == ""
 
 
-def test_a_registry_without_rights_is_one_line(release, client, ask, monkeypatch):
-    release(ranks=GOOD)
-
+def test_a_registry_without_rights_is_one_line(client, ask, monkeypatch):
     def refuse(*_: object, **__: object) -> None:
         raise MlflowException("no", error_code=PERMISSION_DENIED)
 
@@ -179,7 +169,7 @@ def test_a_registry_without_rights_is_one_line(release, client, ask, monkeypatch
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["--version", "9", "--to", "dev"], 2, "model 'flickr' has no version 9; it has 1"),
+        (["--version", "9", "--to", "dev"], 2, "model 'flickr' has no version 9; it has 1, 2, 3, 4"),
         (["--version", "1", "--to", "dev", "--force", " "], 2, "--force needs a reason"),
         (["--to", "dev"], 2, "give either --version N or --rollback"),
         (["--version", "1", "--to", "dev", "--rollback"], 2, "give either --version N or --rollback"),
@@ -189,8 +179,7 @@ def test_a_registry_without_rights_is_one_line(release, client, ask, monkeypatch
         (["--version", "1", "--to", "dev", "+gates.mine.limit=1"], 2, "gates.mine: must have function and arguments, not limit"),
     ],
 )
-def test_a_mistake_at_the_command_line_is_one_line(release, ask, words, code, said):
-    release(ranks=GOOD)
+def test_a_mistake_at_the_command_line_is_one_line(ask, words, code, said):
     found, _, error = ask(*words)
     assert found == code and said in error and error.count("\n") == 1
 
