@@ -32,10 +32,16 @@ def compose_and_run(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        from lightning_modules.groups import describe_groups
+
+        sys.stdout.write(describe_groups())
+        sys.exit(0)
     try:
         compose_and_run()
     except (HydraException, OmegaConfBaseException) as error:
         from insight.errors import report
+        from lightning_modules.overrides import CONFIGS, explain
 
-        exit_code = report(error, FULL_ERROR)
+        exit_code = report(error if FULL_ERROR else explain(error, CONFIGS, sys.argv[1:]), FULL_ERROR)
     sys.exit(exit_code)

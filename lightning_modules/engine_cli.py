@@ -14,11 +14,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from insight.errors import InputError
 from insight.metrics import check_metric_name
-from insight.stages import Stage, StagePlan, check_arguments, check_plan, nearest
+from insight.stages import Stage, StagePlan, check_arguments, check_plan
 from lightning_modules.base import ImageTextModule
+from lightning_modules.keys import CLASSES, check_keys, check_words
 from lightning_modules.settings import Deployment, RunSettings, Tracking
-
-KEYS = {"seed_everything", "trainer", "model", "data", "stages", "callbacks", "tracking", "deployment", "run", "run_dir"}
 
 
 class EngineCLI(LightningCLI):
@@ -110,8 +109,9 @@ def build(args: list[str] | dict[str, Any]) -> EngineCLI:
         InputError: the deepest lines of what the parser found wrong.
     """
     if isinstance(args, dict):
-        for key in args.keys() - KEYS:
-            raise InputError(f"{key}: no such key at the top of the config{nearest(key, KEYS)}")
+        check_keys(args)
+    else:
+        check_words(args)
     try:
         return EngineCLI(copy.deepcopy(args))  # the parser changes what it is given
     except InputError:
@@ -135,6 +135,9 @@ def shorten(message: str) -> str:
         "Given value type:",
         "Given value: {",
         "Given value: Namespace",
+        "Given value: NestedArg",
     )
     rest = [line for line in lines if not line.startswith(noise)]
+    if len(keys) > 1 and keys[0] in CLASSES:
+        keys.insert(1, "init_args")
     return f"{'.'.join(keys)}: {' '.join(rest)}" if keys else " ".join(rest or lines)

@@ -11,13 +11,15 @@ from insight.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings:
-    """Args:
-    name: Word in the name of the run's folder and of the MLflow run.
-    output_dir: Folder of all runs; in it ``latest`` points to the newest.
-    save_every_n_steps: Optimiser steps between two resume points within an epoch.
-    test: Test the last stage's best weights at the end.
-    env: The environment that the config was composed for; the MLflow tag ``env``.
-    log_level: Least severe message of our own code that is shown.
+    """A run as a whole.
+
+    Args:
+        name: Word in the name of the run's folder and of the MLflow run.
+        output_dir: Folder of all runs; in it ``latest`` points to the newest.
+        save_every_n_steps: Optimiser steps between two resume points within an epoch.
+        test: Test the last stage's best weights at the end.
+        env: The environment that the config was composed for; the MLflow tag ``env``.
+        log_level: Least severe message of our own code that is shown.
     """
 
     name: str = "run"
@@ -30,13 +32,15 @@ class RunSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Tracking:
-    """Args:
-    experiment: MLflow experiment.
-    tracking_uri: MLflow store; null: ``MLFLOW_TRACKING_URI`` where set, else ``sqlite:///OUTPUT_DIR/mlflow.db``.
-    tracking_uri_env: Name of the variable that holds the store's address; the run stops where it is not set. Null: ``tracking_uri`` counts.
-    registry_uri: MLflow model registry; null: the tracking store's own.
-    token_env: Name of the variable that holds the store's token, never the token; the run stops where it is not set. Null: no token.
-    enabled: False keeps nothing in MLflow.
+    """Where a run is tracked.
+
+    Args:
+        experiment: MLflow experiment.
+        tracking_uri: MLflow store; null: ``MLFLOW_TRACKING_URI`` where set, else ``sqlite:///OUTPUT_DIR/mlflow.db``.
+        tracking_uri_env: Name of the variable that holds the store's address, which must then be set. Null: ``tracking_uri`` counts.
+        registry_uri: MLflow model registry; null: the tracking store's own.
+        token_env: Name of the variable that holds the store's token, never the token; it must then be set. Null: no token.
+        enabled: False keeps nothing in MLflow.
     """
 
     experiment: str = "flickr"
@@ -58,10 +62,12 @@ class Tracking:
 
 @dataclasses.dataclass(frozen=True)
 class Deployment:
-    """Args:
-    name: Registered model that the finished run becomes a version of.
-    bundle: Write RUN/bundle at the end: weights, tokenizer, preprocessing and model card, usable without this framework.
-    register: Make the bundle a version of ``name`` in MLflow; needs ``bundle`` and, as all that is kept in MLflow, ``tracking.enabled``.
+    """What a finished run leaves for others.
+
+    Args:
+        name: Registered model that the run becomes a version of.
+        bundle: Write RUN/bundle at the end: weights, tokenizer, preprocessing and model card, usable without this framework.
+        register: Make the bundle a version of ``name`` in MLflow; needs ``bundle`` and, as all that MLflow keeps, ``tracking.enabled``.
     """
 
     name: str = "flickr"
