@@ -26,9 +26,7 @@ def compose_and_run(config: DictConfig) -> None:
 
     overrides = list(HydraConfig.get().overrides.task)
     plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        plain["deployment"]["register"] = False  # one of many trials: the winner is trained, or registered, by name
-    exit_code = run_composed(plain, overrides, FULL_ERROR)
+    exit_code = run_composed(plain, overrides, FULL_ERROR, trial=HydraConfig.get().mode == RunMode.MULTIRUN)
 
 
 if __name__ == "__main__":

@@ -67,6 +67,10 @@ def test_every_option_of_every_group_composes_and_type_checks(group, option):
     build(composed(*([f"{group}={option}"] if group == "stages" else [f"{group}={option}", f"stages={recipe}"])))
 
 
+def test_a_debug_run_is_not_registered():
+    assert composed("trainer=debug")["deployment"] == {"name": "flickr", "bundle": True, "register": False}
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 @pytest.mark.parametrize("data", ["scenes", "flickr30k"])
 def test_every_experiment_trains_one_step_of_every_stage(experiment, data, flickr_root, scenes_cache, tmp_path):
