@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def card_facts(
 ) -> CardFacts:
     """What the run knows of itself, for its card."""
     counts = torch.bincount(ranks.picture_C).tolist() if ranks else cli.datamodule.caption_counts("test")
-    model = cli.model.model
+    model, stages = cli.model.model, list(stage_records(cli, scheduler, summary))
     return CardFacts(
         title=cli.deployment.name,
         run=scheduler.run_dir.name,
@@ -117,14 +118,24 @@ def card_facts(
         seed=cli.plan.seed,
         data=data_facts,
         generated=cli.datamodule.generated,
-        stages=list(stage_records(cli, scheduler, summary)),
+        stages=stages,
         test=summary["test"],
         chance=chance_recall(len(counts), counts),
         ranks=ranks,
         misses={direction: worst(ranks, direction, WORST) for direction in DIRECTIONS} if ranks else {},
         attention=newest_pictures(scheduler.folder(len(scheduler.plan.stages) - 1)),
+        insight=insight_figures({name: points[max(points)] for name, points in stages[-1].curves.items()} | summary["test"]),
         environment=environment(cli),
     )
+
+
+def insight_figures(figures: Mapping[str, float]) -> dict[str, float]:
+    """Those called ``insight/<method>/<score>``.
+
+    >>> insight_figures({"insight/capture_fraction": 0.1, "insight/rollout/deletion": 0.2})
+    {'insight/rollout/deletion': 0.2}
+    """
+    return {name: value for name, value in figures.items() if re.fullmatch("insight/[^/]+/[^/]+", name)}
 
 
 def stage_records(cli: EngineCLI, scheduler: StageScheduler, summary: dict[str, Any]) -> Iterator[StageRecord]:

@@ -59,6 +59,7 @@ class CardFacts:
     ranks: Rank of every query of the test.
     misses: Worst queries by direction.
     attention: Pictures of what the model looks at.
+    insight: Figures ``insight/<method>/<score>``, of the last stage's last validation or of the test.
     environment: What it was made with, by name.
     """
 
@@ -76,6 +77,7 @@ class CardFacts:
     ranks: QueryRanks | None
     misses: Mapping[str, Sequence[Miss]]
     attention: Sequence[Path]
+    insight: Mapping[str, float]
     environment: Mapping[str, Any]
 
 
@@ -233,10 +235,10 @@ def _failures(facts: CardFacts) -> str:
 
 
 def _insight(facts: CardFacts) -> str:
-    measured = [[name, f"{value:.3f}"] for name, value in sorted(facts.test.items()) if name.startswith("insight/")]
-    if not measured:
-        return f"{NOT_MEASURED}: the run holds no `insight/<method>/<score>` figure of its test."
-    return table(["metric", ""], measured)
+    if not facts.insight:
+        return f"{NOT_MEASURED}: the run holds no `insight/<method>/<score>` figure."
+    rows = [[name, f"{value:.3f}"] for name, value in sorted(facts.insight.items())]
+    return "At the last validation of the last stage, or in the test.\n\n" + table(["metric", ""], rows)
 
 
 def _environment(facts: CardFacts) -> str:

@@ -53,6 +53,7 @@ def facts(tmp_path) -> CardFacts:
         ranks=ranks,
         misses={"image_to_text": [Miss("3.jpg", "caption 6", "caption | 0", 40)], "text_to_image": []},
         attention=[tmp_path / "epoch0002.png"],
+        insight={},
         environment={"commit": "c" * 40, "torch": "2.14.1"},
     )
 
@@ -76,8 +77,8 @@ def test_failures_are_named_and_a_bar_in_a_caption_breaks_no_table(facts, tmp_pa
 def test_a_whole_card_lacks_only_what_was_not_measured(facts, tmp_path):
     write_card(tmp_path / "card", facts)
     assert missing_sections(tmp_path / "card") == ["Robustness and faithfulness (not measured)"]
-    measured = dataclasses.replace(facts, test={**facts.test, "insight/rollout/pointing_game": 0.5})
-    write_card(tmp_path / "card", measured)
+    measured = dataclasses.replace(facts, insight={"insight/rollout/pointing_game": 0.5})
+    assert "| insight/rollout/pointing_game | 0.500 |" in write_card(tmp_path / "card", measured).read_text()
     assert missing_sections(tmp_path / "card") == []
     assert {path.name for path in (tmp_path / "card").iterdir()} == {"model_card.md", "curves-01-end_to_end.png", "attention-1.png"}
     curves = Image.open(tmp_path / "card" / "curves-01-end_to_end.png")
