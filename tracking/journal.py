@@ -85,6 +85,7 @@ class JournalMLFlowLogger(MLFlowLogger):
         self.journal = Journal(journal_dir)
         self._client = LazyClient(self._tracking_uri)
         self.opened = False
+        self.killed_at: int | None = None  # milliseconds; when an earlier process was last heard of that was killed without a word
         self._earlier = Contents({}, {}, {}, None)
         self._names: dict[str, str] = {}
         self._said_differs: set[str] = set()
@@ -214,6 +215,8 @@ class JournalMLFlowLogger(MLFlowLogger):
         """Begin the run, or go on with it; done by itself at the first write."""
         if not self.opened:
             begun = self.journal.opening()
+            if not self.journal.ended():
+                self.killed_at = self.journal.mark_killed()
             self._earlier = self.journal.contents()
             fields = {
                 "key": begun["key"] if begun else uuid.uuid4().hex,
