@@ -23,6 +23,7 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from insight.errors import InputError
+from insight.metrics import repeats
 from tracking.records import Contents, Journal
 from tracking.shipper import Sender, Shipper, StoreState
 from tracking.store import LazyClient, resolve_tracking_uri, without_password
@@ -262,7 +263,8 @@ class JournalMLFlowLogger(MLFlowLogger):
         known = self._earlier.points.get(name, {}).get(step)
         if known is None:
             return False
-        if known != value and not (math.isnan(known) and math.isnan(value)) and name not in self._said_differs:
+        differs = known != value and not (math.isnan(known) and math.isnan(value))
+        if differs and name not in self._said_differs and repeats(name):
             self._said_differs.add(name)
             logger.warning(
                 "%s at step %d is %r in the resumed run and was %r before it was stopped; the first is kept (said once a metric)",
