@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from insight.errors import InputError
 from insight.export.manifest import MANIFEST
 from tracking.records import PARENT_KEY, Journal
-from tracking.shipper import Sender
+from tracking.shipper import Sender, StoreState
 from tracking.store import StoreError, file_lock, open_client, quiet, set_mlflow_defaults, without_password
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 BUNDLE = "bundle"  # the artifact folder of a run that holds it
 BUNDLE_TAG, RANKS_TAG = "bundle.sha256", "ranks.sha256"
+FINISHED = "summary.json"  # the last file that a run writes: one that was killed before that is trained on, and no version yet
 DENIED = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
 
 
@@ -61,7 +62,7 @@ def deliver(run_dir: str | Path, tracking_uri: str) -> str | None:
         One of ``store_errors()``: it is away, or the run has not arrived there as a whole.
     """
     path = _path(run_dir)
-    if not path.exists():
+    if not path.exists() or not (Path(run_dir) / FINISHED).exists():
         return None
     registration = Registration(**json.loads(path.read_text()))
     sender = Sender(Journal(path.parent / PARENT_KEY), tracking_uri)
@@ -78,6 +79,12 @@ def deliver(run_dir: str | Path, tracking_uri: str) -> str | None:
         with asking(client, f"register a version of '{registration.name}'"):
             sender.state.registered = address = _register(client, run_id, registration)
         return address
+
+
+def pending(run_dir: str | Path, tracking_uri: str) -> bool:
+    """Whether a finished run has asked and is no version yet."""
+    state = StoreState(Journal(Path(run_dir) / "tracking" / PARENT_KEY), tracking_uri)
+    return _path(run_dir).exists() and (Path(run_dir) / FINISHED).exists() and state.registered is None
 
 
 def _path(run_dir: str | Path) -> Path:

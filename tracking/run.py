@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import errno
 import fcntl
 import json
@@ -9,6 +10,7 @@ import logging
 import os
 import platform
 import sys
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from insight.errors import InputError
 from tracking import facts
+from tracking.earlier import EarlierRuns
 from tracking.journal import JournalMLFlowLogger, drain
 from tracking.records import PARENT_KEY
 from tracking.registration import Registration, deliver, request
@@ -62,6 +65,7 @@ class TrackedRun:
         self.logger = self._make_logger(PARENT_KEY, run_name or self.run_dir.name, None)
         self._stages: dict[str, JournalMLFlowLogger] = {}
         self._unfinished: set[str] = set()
+        self._earlier: EarlierRuns | None = None
 
     @property
     def run_id(self) -> str | None:
@@ -82,6 +86,8 @@ class TrackedRun:
         """
         going_on = self.logger.journal.opening() is not None
         self.logger.open()
+        if self.logger.killed_at is not None:
+            self._say_killed(self.logger.killed_at)
         git = facts.git_facts(SOURCE_FOLDER)
         first_commit = self.logger.recorded_tags.get("mlflow.source.git.commit")
         suffix = ""
@@ -109,6 +115,8 @@ class TrackedRun:
                 self._log_text(f"git{suffix}.diff", git.diff)
         for path in artifacts:
             self.logger.log_artifact(path)
+        self._earlier = EarlierRuns(self.output_dir, self.logger.tracking_uri, self.run_dir)
+        self._earlier.start()
 
     def stage_logger(self, index: int, name: str) -> JournalMLFlowLogger:
         """The logger of stage ``index`` (from 0), nested under the parent; hand it to that stage's Trainer."""
@@ -173,7 +181,10 @@ class TrackedRun:
         self._unfinished.clear()
         self.logger.set_status(status)
         loggers = [self.logger, *self._stages.values()]
+        started = time.monotonic()
         drain(loggers, self.drain_seconds)
+        if self._earlier is not None:
+            self._earlier.stop(max(0.0, self.drain_seconds - (time.monotonic() - started)))
         for each in loggers:
             each.journal.close()
 
@@ -189,6 +200,12 @@ class TrackedRun:
             driven=True,
             drain_seconds=self.drain_seconds,
         )
+
+    def _say_killed(self, killed_at: int) -> None:
+        times = [known for known in self.logger.recorded_tags.get("killed", "").split(", ") if known]
+        times.append(datetime.datetime.fromtimestamp(killed_at / 1000, datetime.UTC).isoformat(timespec="seconds"))
+        logger.warning("the process before was killed without a word, last heard of at %s; the run goes on", times[-1])
+        self.logger.set_tags({"killed": ", ".join(times)})
 
     def _log_text(self, name: str, text: str) -> None:
         path = self.logger.journal.folder / name

@@ -138,6 +138,7 @@ def open_client(tracking_uri: str, registry_uri: str | None = None) -> MlflowCli
     if tracking_uri.startswith("http"):  # MLflow reads these at each request; its defaults block for 246 s when a server is gone
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines for every run that ends
     from mlflow import MlflowClient
 
     database = sqlite_path(tracking_uri)

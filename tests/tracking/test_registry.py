@@ -19,6 +19,7 @@ from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from insight.errors import InputError
 from insight.export import bundle
 from tracking import registry
+from tracking.earlier import EarlierRuns, waiting_runs
 from tracking.registration import deliver
 from tracking.registry import find, open_registry
 from tracking.store import open_client
@@ -105,6 +106,22 @@ def test_a_registry_that_refuses_costs_the_run_nothing_and_is_asked_again_by_syn
         assert client.get_run(run_id).info.status == "FINISHED"
         assert main([str(run_dir)]) == 2
     assert main([str(run_dir)]) == 0 and versions(client) == [1]
+
+
+def test_a_run_that_was_killed_before_it_finished_is_registered_when_it_has(release, closed, store, client):
+    run_dir = release(tracking_uri=closed, register=False).run_dir
+    (run_dir / "summary.json").rename(run_dir / "later")
+    assert main([str(run_dir), "--tracking-uri", store]) == 0 and not client.search_registered_models()
+    (run_dir / "later").rename(run_dir / "summary.json")
+    assert main([str(run_dir), "--tracking-uri", store]) == 0 and versions(client) == [1]
+
+
+def test_the_next_run_registers_what_an_earlier_one_could_not(release, store, client, tmp_path):
+    run_dir = release(register=False).run_dir
+    (run_dir / ".lock").touch()
+    assert waiting_runs(tmp_path, store, tmp_path / "next") == [run_dir.resolve()]
+    EarlierRuns(tmp_path, store, tmp_path / "next").run()
+    assert versions(client) == [1] and waiting_runs(tmp_path, store, tmp_path / "next") == []
 
 
 def test_without_its_bundle_a_run_becomes_no_version(release, closed, store, client, capsys):
