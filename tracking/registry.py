@@ -92,6 +92,8 @@ def find(client: MlflowClient, address: str) -> Version:
     if found is None:
         known = sorted(int(one.version) for one in client.search_model_versions(f"name = '{parts['name']}'"))
         raise InputError(f"model '{parts['name']}' has no version {number}; it has {', '.join(map(str, known)) or 'none'}")
+    if not found.run_id:
+        raise InputError(f"{address} belongs to no run, so it is none of this project's versions: its source is {found.source}")
     return Version(found.name, int(found.version), found.run_id, dict(found.tags))
 
 

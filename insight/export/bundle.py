@@ -33,7 +33,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
-from insight.data.images import MEAN, PREPROCESSING_VERSION, STD, WORKING_MARGIN, ImageTransform
+from insight.data.images import MEAN, PREPROCESSING_VERSION, STD, UNDECODABLE, WORKING_MARGIN, ImageTransform
 from insight.data.text import Tokenizer
 from insight.errors import InputError
 from insight.export.manifest import read_files, write_manifest
@@ -283,7 +283,7 @@ def load(folder: str | Path, sha256: str | None = None) -> Bundle:
         weights = safetensors.torch.load(files["weights.safetensors"])
         example = safetensors.torch.load(files["example.safetensors"])
         picture = Image.open(io.BytesIO(files["example.png"]), formats=["PNG"]).convert("RGB")
-    except (ValueError, OSError, SafetensorError) as error:
+    except (*UNDECODABLE, Image.DecompressionBombError, SafetensorError) as error:
         raise InputError(f"{folder}: a file cannot be read ({error})") from error
     model = _build(folder, described, weights)
     image_size = model.image.embedding.image_size
@@ -291,7 +291,13 @@ def load(folder: str | Path, sha256: str | None = None) -> Bundle:
         raise InputError(f"{folder}/preprocessing.json: made for {settings}, this code does {_preprocessing(image_size)}: use its release")
     if tokenizer.size > model.text.embedding.vocab_size:
         raise InputError(f"{folder}: its tokenizer has {tokenizer.size} entries, its model {model.text.embedding.vocab_size}")
-    return Bundle(model, tokenizer, ImageTransform(image_size), config, data, signature, example, picture, folder, digest)
+    bundle = Bundle(model, tokenizer, ImageTransform(image_size), config, data, signature, example, picture, folder, digest)
+    said = {"image_embedding", "text_embedding", "similarity", *(["match"] if bundle.matches else [])}
+    if not isinstance(signature.get("text"), str) or example.keys() != said:
+        raise InputError(
+            f"{folder}: signature.json or example.safetensors is not of this model: it says {', '.join(sorted(said))} of a text"
+        )
+    return bundle
 
 
 def _object(folder: Path, name: str, files: Mapping[str, bytes]) -> dict[str, Any]:

@@ -195,6 +195,13 @@ def test_a_run_without_a_bundle_is_named(store, client):
         registry.load(f"runs:/{run.info.run_id}", store)
 
 
+def test_a_version_that_belongs_to_no_run_is_named(store, client):
+    client.create_registered_model("flickr")
+    client.create_model_version("flickr", "s3://elsewhere/model")
+    with pytest.raises(InputError, match=r"models:/flickr/1 belongs to no run.* its source is s3://elsewhere/model"):
+        registry.load("models:/flickr/1", store)
+
+
 def test_a_registry_without_rights_is_one_line(forbidding):
     with pytest.raises(InputError, match=f"{forbidding} does not let you read model 'flickr': ask its owner"):
         registry.load("models:/flickr/1", forbidding)

@@ -252,6 +252,8 @@ def test_a_pickle_in_place_of_the_weights_is_not_run(bundle, tmp_path):
         ("tokenizer.json", b"{}", "no tokenizer JSON"),
         ("config.json", b"[1", "config.json: not JSON"),
         ("data.json", b"\xff\xfe", "data.json: not JSON"),
+        ("signature.json", b"{}", "signature.json or example.safetensors is not of this model"),
+        ("example.png", b"no picture", "a file cannot be read"),
         ("preprocessing.json", b'{"version": 9}', "preprocessing.json: made for {'version': 9}"),
     ],
 )
