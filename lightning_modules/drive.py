@@ -27,8 +27,10 @@ from callbacks.stage_checkpoints import StageCheckpoints
 from callbacks.stage_scheduler import StageScheduler, write_json
 from insight.digest import state_digest
 from insight.errors import InputError
+from insight.export.card import CARD
 from insight.stages import StagePlan
 from lightning_modules.engine_cli import EngineCLI
+from lightning_modules.release import check_deployment, release
 from lightning_modules.results import load_weights, stage_line, summary_table
 from lightning_modules.retrievals import RETRIEVAL_FILES, save_retrievals
 from tracking.run import RunLock, TrackedRun, status_of
@@ -163,6 +165,7 @@ def run_stages(cli: EngineCLI, only: str | None = None, weights: Path | None = N
     """Train what is left of the plan, test, write the summary. Returns the exit code."""
     hush(cli.settings.log_level)
     check_tracking(cli)
+    check_deployment(cli)
     if only is not None:
         cli.plan = StagePlan({only: cli.plan.stages[only]}, cli.plan.seed)
     run_dir = open_run_dir(cli)
@@ -186,6 +189,9 @@ def run_stages(cli: EngineCLI, only: str | None = None, weights: Path | None = N
             raise
         if tracked:
             tracked.finish("FINISHED")
+            registered = tracked.deliver_registration()
+            if registered:
+                say(f"registered: {registered}")
     return 0
 
 
@@ -237,12 +243,15 @@ def _run(cli: EngineCLI, run_dir: Path, weights: Path | None, stop: threading.Ev
     summary = {"stages": scheduler.ledger["done"], "test": facts}
     if tracked:
         tracked.log_metrics(facts)
+    bundle = release(cli, scheduler, summary, tracked) if is_first_process() else None
     if is_first_process():
         write_json(run_dir / "summary.json", summary)
     if tracked:
         for name in ("summary.json", *(RETRIEVAL_FILES if facts else ())):
             tracked.log_artifact(run_dir / name)
     say(summary_table(summary, data, run_dir, without_password(tracked.logger.tracking_uri) if tracked else None))
+    if bundle:
+        say(f"bundle:    {bundle.folder} (its card: {bundle.folder / 'card' / CARD})")
 
 
 def _fit_stage(cli: EngineCLI, scheduler: StageScheduler, stop: threading.Event, tracked: TrackedRun | None) -> None:

@@ -17,13 +17,14 @@ from insight.metrics import check_metric_name
 from insight.stages import Stage, StagePlan, check_arguments, check_plan
 from lightning_modules.base import ImageTextModule
 from lightning_modules.keys import CLASSES, check_keys, check_words
-from lightning_modules.settings import RunSettings, Tracking
+from lightning_modules.settings import Deployment, RunSettings, Tracking
 
 
 class EngineCLI(LightningCLI):
-    """LightningCLI whose config also holds ``stages``, ``callbacks`` by name, ``tracking`` and ``run``; it builds, it never runs.
+    """LightningCLI whose config also holds ``stages``, ``callbacks`` by name, ``tracking``, ``deployment`` and ``run``; it builds, it never
+    runs.
 
-    After construction: ``model``, ``datamodule``, ``plan``, ``callbacks``, ``settings``, ``tracking``, ``frozen``.
+    After construction: ``model``, ``datamodule``, ``plan``, ``callbacks``, ``settings``, ``tracking``, ``deployment``, ``frozen``.
     """
 
     def __init__(self, args: list[str] | dict[str, Any]) -> None:
@@ -48,6 +49,7 @@ class EngineCLI(LightningCLI):
         parser.add_argument("--stages", type=dict[str, Stage], default={}, help="Stages by name, in the order in which they run.")
         parser.add_argument("--callbacks", type=dict[str, Callback], default={}, help="Callbacks by name; each stage gets fresh ones.")
         parser.add_class_arguments(Tracking, "tracking")
+        parser.add_class_arguments(Deployment, "deployment")
         parser.add_class_arguments(RunSettings, "run")
         parser.add_argument("--run_dir", type=str | None, default=None, help="Folder of the run; null: a new one under run.output_dir.")
 
@@ -64,6 +66,7 @@ class EngineCLI(LightningCLI):
         self.callbacks: dict[str, Callback] = built["callbacks"]
         self.settings: RunSettings = built["run"]
         self.tracking: Tracking = built["tracking"]
+        self.deployment: Deployment = built["deployment"]
         self.run_dir: str | None = built["run_dir"]
         self.plan = StagePlan(built["stages"], self.config.seed_everything)
         if not isinstance(self.model, ImageTextModule):

@@ -29,15 +29,18 @@ def read_run(folder: str) -> dict[str, Any]:
     return {**yaml.safe_load(path.read_text()), "run_dir": str(Path(folder).resolve())}
 
 
-def run_composed(config: dict[str, Any], overrides: list[str], full_error: bool = False) -> int:
-    """Train what the mapping says; a mistake is one message. Returns the exit code."""
+def run_composed(config: dict[str, Any], overrides: list[str], full_error: bool = False, trial: bool = False) -> int:
+    """Train what the mapping says; a mistake is one message. Returns the exit code.
+
+    ``trial``: the run is one of a sweep's, and no version of a registered model.
+    """
     try:
-        return _run_composed(config, overrides, full_error)
+        return _run_composed(config, overrides, full_error, trial)
     except (InputError, TrainingFailure, FileNotFoundError) as error:
         return report(error, full_error)
 
 
-def _run_composed(config: dict[str, Any], overrides: list[str], full_error: bool) -> int:
+def _run_composed(config: dict[str, Any], overrides: list[str], full_error: bool, trial: bool) -> int:
     resume = config.pop("resume", None)
     if resume is not None:
         others = [word for word in overrides if not word.startswith("resume=")]
@@ -49,6 +52,8 @@ def _run_composed(config: dict[str, Any], overrides: list[str], full_error: bool
     reference = config.pop("reproduce", None)
     if reference is not None:
         return reproduce(reference, config, overrides)
+    if trial:
+        config["deployment"] = {**config.get("deployment", {}), "register": False}
     for key in HYDRA_ONLY:
         config.pop(key, None)
     cli = build(config)

@@ -1,4 +1,4 @@
-"""What `python train.py --help` prints: every group and option with the first line of its file, every key of `run` and `tracking`."""
+"""What `python train.py --help` prints: every group and option with the first line of its file, every key of `run` and the like."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 
 from docstring_parser import parse
 
-from lightning_modules.settings import RunSettings, Tracking
+from lightning_modules.settings import Deployment, RunSettings, Tracking
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+NOT_CHOSEN = ("recipe", "gates")  # Hydra chooses a recipe by data and stages; gates are tracking.promote's
 WIDTH = 120
 USAGE = """\
 MultiModal Insight Engine: trains image-text transformers in stages, and shows what they look at after every validation.
@@ -28,6 +29,7 @@ the config:   python train.py +experiment=flickr_multistage --cfg job
 MORE = """\
 every key of a model, data set, stage, callback and trainer, with its type and help:
   python -m lightning_modules.cli multistage --help
+the gates of a promotion: python -m tracking.promote --help
 Hydra's own flags: python train.py --hydra-help
 """
 
@@ -36,14 +38,14 @@ def describe_groups(configs: Path = CONFIGS) -> str:
     """The whole text."""
     parts = [USAGE, "groups and their options (group=option):\n"]
     for group in sorted(path for path in configs.iterdir() if path.is_dir()):
-        if group.name == "recipe":  # chosen by Hydra, from data and stages
+        if group.name in NOT_CHOSEN:
             continue
         plus = "+" if group.name == "experiment" else ""
         parts.append(f"\n  {plus}{group.name}=\n")
         parts += [_line(path.stem, first_comment(path)) for path in sorted(group.glob("*.yaml"))]
     parts.append("\nkeys (key=value):\n\n")
     parts += [_line(key, comment) for key, comment in top_keys(configs / "train.yaml").items()]
-    for prefix, kind in (("run", RunSettings), ("tracking", Tracking)):
+    for prefix, kind in (("run", RunSettings), ("tracking", Tracking), ("deployment", Deployment)):
         parts += [_line(f"{prefix}.{one.arg_name}", one.description or "") for one in parse(kind.__doc__ or "").params]
     return "".join([*parts, "\n", MORE])
 

@@ -15,10 +15,10 @@ import yaml
 
 from insight.errors import InputError
 from insight.stages import Stage, load, nearest
-from lightning_modules.settings import RunSettings, Tracking
+from lightning_modules.settings import Deployment, RunSettings, Tracking
 
 CLASS_KEYS = ("class_path", "init_args")
-SECTIONS: dict[str, Any] = {"stages": dict[str, Stage], "tracking": Tracking, "run": RunSettings}
+SECTIONS: dict[str, Any] = {"stages": dict[str, Stage], "tracking": Tracking, "deployment": Deployment, "run": RunSettings}
 CLASSES = ("model", "data")  # and each of the callbacks
 TOP = ("seed_everything", "trainer", *CLASSES, *SECTIONS, "callbacks", "run_dir")
 GROUPS_ONLY = ("env", "experiment", "resume", "reproduce", "paths")  # words of Hydra's door alone; here for a typo in them

@@ -58,3 +58,18 @@ class Tracking:
             )
         if self.tracking_uri is not None and self.tracking_uri_env is not None:
             raise InputError("tracking.tracking_uri and tracking.tracking_uri_env are both given: set one of them to null")
+
+
+@dataclasses.dataclass(frozen=True)
+class Deployment:
+    """What a finished run leaves for others.
+
+    Args:
+        name: Registered model that the run becomes a version of.
+        bundle: Write RUN/bundle at the end: weights, tokenizer, preprocessing and model card, usable without this framework.
+        register: Make the bundle a version of ``name`` in MLflow; needs ``bundle`` and, as all that MLflow keeps, ``tracking.enabled``.
+    """
+
+    name: str = "flickr"
+    bundle: bool = True
+    register: bool = True

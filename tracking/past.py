@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import yaml
 
 from insight.errors import InputError
-from tracking.records import Journal
+from tracking.records import PARENT_KEY, Journal
 from tracking.shipper import PARENT_TAG, StoreState
 from tracking.store import open_client, set_mlflow_defaults, without_password
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-PARENT = "run"  # the journal of a run as a whole
 CONFIG, SUMMARY, ENVIRONMENT, DIFF = "config.yaml", "summary.json", "environment.json", "git.diff"
 
 Curves = dict[str, dict[str, list[tuple[int, float]]]]  # stage, metric -> (step, value), by step
@@ -53,12 +52,12 @@ class PastRun(NamedTuple):
     @property
     def environment(self) -> dict[str, Any]:
         """Packages and machine, as ``tracking.facts.environment`` has them."""
-        return self.read_json(ENVIRONMENT) or self.read_json(f"tracking/{PARENT}/{ENVIRONMENT}")
+        return self.read_json(ENVIRONMENT) or self.read_json(f"tracking/{PARENT_KEY}/{ENVIRONMENT}")
 
     @property
     def diff(self) -> str:
         """What was changed against the commit."""
-        paths = (self.folder / DIFF, self.folder / "tracking" / PARENT / DIFF)
+        paths = (self.folder / DIFF, self.folder / "tracking" / PARENT_KEY / DIFF)
         return next((path.read_text() for path in paths if path.is_file()), "")
 
 
@@ -80,9 +79,9 @@ def _of_folder(folder: Path, tracking_uri: str) -> PastRun:
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder}: holds no {CONFIG}; give the folder of a run, e.g. outputs/latest")
     journals = {path.parent.name: Journal(path.parent) for path in sorted((folder / "tracking").glob("*/journal.jsonl"))}
-    if PARENT not in journals:
+    if PARENT_KEY not in journals:
         return PastRun(folder.name, None, folder, None, {}, {})
-    parent = journals.pop(PARENT)
+    parent = journals.pop(PARENT_KEY)
     opening, last = parent.opening(), parent.last()
     assert opening is not None and last is not None, "a journal begins with its opening"
     curves = {

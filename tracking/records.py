@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 logger = logging.getLogger(__name__)
 Record = dict[str, Any]
+PARENT_KEY = "run"  # folder of the journal of a run as a whole; each stage has its own beside it
 
 
 class Contents(NamedTuple):

@@ -24,11 +24,12 @@ from insight.errors import InputError
 from tracking import facts
 from tracking.earlier import EarlierRuns
 from tracking.journal import JournalMLFlowLogger, drain
-from tracking.store import without_password
+from tracking.records import PARENT_KEY
+from tracking.registration import Registration, deliver, request
+from tracking.store import store_errors, without_password
 
 logger = logging.getLogger(__name__)
 
-PARENT_KEY = "run"
 SOURCE_FOLDER = Path(__file__).resolve().parent.parent
 
 
@@ -147,6 +148,22 @@ class TrackedRun:
     @rank_zero_only
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self.logger.set_tags(tags)
+
+    @rank_zero_only
+    def register(self, registration: Registration) -> None:
+        """Ask for the run to become a version of a registered model; ``deliver_registration`` or ``tracking.sync`` sees to it."""
+        request(self.run_dir, registration)
+
+    @rank_zero_only
+    def deliver_registration(self) -> str | None:
+        """After ``finish``: the address of the version that the run has become. None: none was asked for, or a warning says why."""
+        errors: tuple[type[Exception], ...] = (InputError, *store_errors())
+        try:
+            return deliver(self.run_dir, self.logger.tracking_uri)
+        except errors as error:
+            reason = without_password(" ".join(str(error).split()))[:300]
+            logger.warning("the run is not registered yet (%s); `python -m tracking.sync %s` tries again", reason, self.run_dir)
+            return None
 
     @rank_zero_only
     def finish(self, status: str, error: BaseException | None = None) -> None:

@@ -124,8 +124,9 @@ def address_digest(tracking_uri: str) -> str:
 
 
 def set_mlflow_defaults() -> None:
-    """No telemetry unless the user says so. MLflow reads this while it is imported."""
+    """No telemetry and no progress bars unless the user says so. MLflow reads the first while it is imported."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
 def open_client(tracking_uri: str, registry_uri: str | None = None) -> MlflowClient:
