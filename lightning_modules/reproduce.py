@@ -56,7 +56,7 @@ def _reproduce(run: PastRun, composed: dict[str, Any]) -> int:
     if str(cli.trainer_arguments.get("devices", 1)) != "1":
         raise InputError(f"{label} ran in several processes; repeat it with: python -m lightning_modules.cli multistage --config CONFIG")
     changed = [f"config {line}" for line in differences(_what(then), _what(cli.frozen))]
-    changed = [*code_differences(run, SOURCE_FOLDER), *changed]
+    changed = [*map(str, code_differences(run, SOURCE_FOLDER)), *changed]
     say(f"reproducing {label} ({run.name})")
     for line in changed or ["commit, changes, packages, machine and config are as they were"]:
         say(f"  {line}")

@@ -11,23 +11,49 @@ from tracking import facts
 from tracking.past import SUMMARY, PastRun
 
 COMPUTING = ("torch", "torchvision", "numpy", "lightning", "torchmetrics", "tokenizers", "pillow")  # packages that the weights go through
+COMMIT_TAG = "mlflow.source.git.commit"
 
 
-def code_differences(run: PastRun, folder: str | Path) -> list[str]:
-    """``what: then -> now`` for the code in ``folder``, the packages and the machine; empty where all is as it was."""
-    git, then_commit = facts.git_facts(folder), run.tags.get("mlflow.source.git.commit", "unknown")
+class Difference(NamedTuple):
+    """``what: then -> now``."""
+
+    what: str
+    then: str
+    now: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.then} -> {self.now}"
+
+
+def code_differences(run: PastRun, folder: str | Path) -> list[Difference]:
+    """The code in ``folder``, the packages and the machine against those of the run; empty where all is as it was."""
+    git = facts.git_facts(folder)
+    found = made_differently(run.tags, run.diff, run.environment, {COMMIT_TAG: git.commit or "none"}, git.diff, facts.environment())
+    if (other := run.tags.get(f"{COMMIT_TAG}.resumed")) is not None:
+        found.insert(0, Difference("commit within the run", run.tags[COMMIT_TAG], other))
+    return found
+
+
+def made_differently(
+    then_tags: Mapping[str, str],
+    then_diff: str,
+    then_environment: Mapping[str, Any],
+    now_tags: Mapping[str, str],
+    now_diff: str,
+    now_environment: Mapping[str, Any],
+) -> list[Difference]:
+    """Commit, changes that are not committed, packages and machine, as far as they differ."""
     found = []
-    if then_commit != (git.commit or "none"):
-        found.append(f"commit: {then_commit} -> {git.commit or 'none'}")
-    if run.diff != git.diff:
-        found.append(f"changes that are not committed: {_size(run.diff)} -> {_size(git.diff)}")
-    if (other := run.tags.get("mlflow.source.git.commit.resumed")) is not None:
-        found.append(f"commit: the run itself began with {then_commit} and went on with {other}")
-    then, now = run.environment, facts.environment()
-    if not then:
-        return [*found, "packages and machine: not recorded -> unknown whether they are the same"]
-    found += _compared("package", then["packages"], now["packages"])
-    return found + _compared("machine", then["machine"], now["machine"])
+    then_commit, now_commit = (tags.get(COMMIT_TAG, "unknown") for tags in (then_tags, now_tags))
+    if then_commit != now_commit:
+        found.append(Difference("commit", then_commit, now_commit))
+    if then_diff != now_diff:
+        found.append(Difference("changes that are not committed", _size(then_diff), _size(now_diff)))
+    if not then_environment or not now_environment:
+        known = ["recorded" if one else "not recorded" for one in (then_environment, now_environment)]
+        return [*found, Difference("packages and machine", *known)]
+    found += _compared("package", then_environment["packages"], now_environment["packages"])
+    return found + _compared("machine", then_environment["machine"], now_environment["machine"])
 
 
 def _size(diff: str) -> str:
@@ -35,9 +61,10 @@ def _size(diff: str) -> str:
     return f"{lines} lines (git.diff of the run)" if diff else "none"
 
 
-def _compared(what: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _compared(what: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
     names = sorted(then.keys() | now.keys(), key=lambda name: (name.lower() not in COMPUTING, name.lower()))
-    return [f"{what} {name}: {then.get(name, 'absent')} -> {now.get(name, 'absent')}" for name in names if then.get(name) != now.get(name)]
+    values = [(name, then.get(name, "absent"), now.get(name, "absent")) for name in names]
+    return [Difference(f"{what} {name}", str(old), str(new)) for name, old, new in values if old != new]
 
 
 class Verdict(NamedTuple):
