@@ -8,7 +8,7 @@ from typing import NamedTuple
 from xml.sax.saxutils import escape, quoteattr
 
 WIDTH, HEIGHT = 360, 190
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 24  # margins
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 20, 24  # margins
 MOST_POINTS = 300  # of a line; more are averaged
 FEW_POINTS = 40  # up to so many are marked
 
@@ -28,7 +28,8 @@ def line_chart(title: str, lines: Sequence[Line], marks: Sequence[tuple[float, s
     ys = [y for line in lines for _, y in line.points]
     if not xs:
         return ""
-    low_x, high_x = min(xs), max(max(xs), min(xs) + 1)
+    low_x = min([*xs, *(x for x, _ in marks)])
+    high_x = max(max(xs), low_x + 1)
     x_ticks, y_ticks = [x for x in ticks(low_x, high_x, 4) if low_x <= x <= high_x], ticks(min(ys), max(ys), 4)
     low_y, high_y = y_ticks[0], y_ticks[-1]
 
@@ -49,7 +50,7 @@ def line_chart(title: str, lines: Sequence[Line], marks: Sequence[tuple[float, s
     for x, name in marks:
         across, _ = place(x, low_y)
         parts.append(f'<line class="mark" x1="{across}" x2="{across}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-        parts.append(f'<text class="mark-name" x="{across}" y="{TOP}" dx="3" dy=".6em">{escape(name)}</text>')
+        parts.append(f'<text class="mark-name" x="{across}" y="{TOP - 6}">{escape(name)}</text>')
     for line in lines:
         placed = [place(x, y) for x, y in line.points]
         parts.append(f'<g class="{line.style}"><title>{escape(line.label)}</title>')

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from insight.comparison import MEAN_RECALL, Figure, telling_queries
+from insight.comparison import MEAN_RECALL, RECALLS, Figure, telling_queries
 from insight.errors import InputError
 from insight.metrics import DIRECTIONS
 from insight.query_ranks import QueryRanks
@@ -31,6 +31,7 @@ CURVES = (
     "val/alignment",
     "val/effective_rank_image",
 )
+JUDGED = (MEAN_RECALL, *RECALLS)  # the figures that have intervals
 QUERIES = 3  # of each kind and direction
 PICTURES = "pictures"  # key of ranks.json
 
@@ -61,13 +62,15 @@ def render(
         loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["figure"] = lambda value: "–" if value is None else f"{value:.3f}"
+    environment.filters["signed"] = lambda value: f"{value:+.3f}".replace("-", "−")
     return environment.get_template("compare.html").render(
         first=first,
         second=second,
         verdict=verdict,
         winner=next((figure.winner for figure in figures if figure.name == MEAN_RECALL), ""),
         note=note,
-        rows=[(figure, forest(figure, figures)) for figure in figures],
+        rows=[(figure, forest(figure, figures)) for figure in figures if figure.name in JUDGED],
+        others=[(figure, None) for figure in figures if figure.name not in JUDGED],
         config=config,
         made=made,
         charts=[chart for chart in (curve(name, first.run, second.run) for name in CURVES) if chart],
