@@ -25,6 +25,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from callbacks.progress import StageProgress
 from callbacks.stage_checkpoints import StageCheckpoints
 from callbacks.stage_scheduler import StageScheduler, write_json
+from insight.digest import state_digest
 from insight.errors import InputError
 from insight.export.card import CARD
 from insight.stages import StagePlan
@@ -283,6 +284,7 @@ def _fit_stage(cli: EngineCLI, scheduler: StageScheduler, stop: threading.Event,
             "seconds": round(time.perf_counter() - started, 1),
             "cpu_seconds": round(time.process_time() - cpu_started, 1),
             "resumed": resume is not None,
+            "weights": state_digest(cli.model.state_dict()),
         }
     )
     if tracked and logger:

@@ -12,8 +12,9 @@ import yaml
 from insight.errors import InputError, TrainingFailure, report
 from lightning_modules.drive import check_tracking, open_run_dir, run_stages
 from lightning_modules.engine_cli import build
+from lightning_modules.reproduce import reproduce
 
-HYDRA_ONLY = ("paths",)  # what other keys of the composition refer to; a run's own config holds the values
+HYDRA_ONLY = ("reproduce", "paths")  # read here, or by other keys of the composition; no part of a run's own config
 
 
 def read_run(folder: str) -> dict[str, Any]:
@@ -48,6 +49,9 @@ def _run_composed(config: dict[str, Any], overrides: list[str], full_error: bool
                 f"resume={resume} reads the run's own config.yaml; leave out {' '.join(others)}, or start another run with them"
             )
         config = read_run(resume)
+    reference = config.pop("reproduce", None)
+    if reference is not None:
+        return reproduce(reference, config, overrides)
     if trial:
         config["deployment"] = {**config.get("deployment", {}), "register": False}
     for key in HYDRA_ONLY:

@@ -20,6 +20,7 @@ main job:     python train.py +experiment=flickr_multistage
 your data:    python train.py +experiment=flickr_multistage data=flickr30k data.init_args.root=PATH
 try out:      python train.py +experiment=flickr_multistage trainer=debug
 go on:        python train.py resume=RUN_FOLDER
+again:        python train.py reproduce=RUN_ID
 one key:      python train.py +experiment=flickr_multistage stages.end_to_end.epochs=5
 another key:  python train.py +experiment=flickr_multistage +trainer.max_epochs=5       (not in the config yet: with a plus)
 the config:   python train.py +experiment=flickr_multistage --cfg job

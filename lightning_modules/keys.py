@@ -21,7 +21,7 @@ CLASS_KEYS = ("class_path", "init_args")
 SECTIONS: dict[str, Any] = {"stages": dict[str, Stage], "tracking": Tracking, "deployment": Deployment, "run": RunSettings}
 CLASSES = ("model", "data")  # and each of the callbacks
 TOP = ("seed_everything", "trainer", *CLASSES, *SECTIONS, "callbacks", "run_dir")
-GROUPS_ONLY = ("env", "experiment", "resume", "paths")  # words of Hydra's door alone; here for a typo in them
+GROUPS_ONLY = ("env", "experiment", "resume", "reproduce", "paths")  # words of Hydra's door alone; here for a typo in them
 COMMAND_WORDS = ("config", "help", "print_config")
 
 

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 from insight.errors import InputError
-from tracking.records import Journal
+from tracking.records import PARENT_KEY, Journal
 from tracking.registration import pending
 from tracking.shipper import StoreState
 from tracking.store import store_errors, without_password
@@ -89,7 +89,7 @@ def mark_killed(run_dir: Path) -> None:
         if not journal.ended():
             journal.mark_killed()
             journal.close()
-            if path.parent.name == "run":
+            if path.parent.name == PARENT_KEY:
                 logger.warning("%s was killed without a word; it is marked KILLED. python train.py resume=%s goes on", run_dir, run_dir)
 
 

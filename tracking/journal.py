@@ -144,7 +144,7 @@ class JournalMLFlowLogger(MLFlowLogger):
         self.open()
         new = {}
         for raw_name, raw_value in params.items():
-            name = self._clean_name(raw_name, logging.INFO)  # a key of the config, e.g. a pattern with *; config.yaml has it as it is
+            name = self._clean_name(raw_name, logging.DEBUG)  # a key of the config, e.g. a pattern with *; config.yaml has it as it is
             value = without_password(str(raw_value))
             if len(value) > LONGEST_VALUE:
                 logger.warning("parameter %s has %d characters; MLflow takes %d, so it is cut there", name, len(value), LONGEST_VALUE)
