@@ -296,6 +296,8 @@ METRIC_NAMES = (
     MetricName("<split>/hard_negative_accuracy_<pairs>", ("test",), "max", "right caption above its twin with swapped attributes"),
     MetricName("<split>/reranked_hard_negative_accuracy_<pairs>", ("test",), "max", "the same by the matching head"),
     MetricName("<split>/baseline/<name>/<what>", ("test",), "", "the figure of that name, of a baseline"),
+    MetricName("sweep/value", (), "", "what a trial of a sweep reached: its own metric, at the step of its number"),
+    MetricName("sweep/best", (), "", "the best of the trials so far"),
     MetricName("insight/capture_fraction", (), "min", "share of a validation's time that attention maps take", repeats=False),
     MetricName("insight/<method>/<score>", (), "", "a figure of an interpretation method"),
     MetricName("system/<what>", (), "", "what the machine is doing, under MLflow's own names", repeats=False),
