@@ -111,7 +111,8 @@ class Sweep:
         num_trials: How many trials in all, pruned ones included; raise it to go on with a finished sweep.
         seed: Of the sampler. Trial N depends on it and on the trials before alone, so an interrupted sweep ends like any other.
         sampler: How values are chosen: a class of ``optuna.samplers``, its arguments without the seed.
-        pruner: Which trials end early: a class of ``optuna.pruners``. The step of a validation is 1000 times its stage (0, 1, ...) plus its number in the stage.
+        pruner: Which trials end early: a class of ``optuna.pruners``. The step of a validation is 1000 times its stage (0, 1, ...) plus its
+            number in the stage (0, 1, ...).
         space: The keys that vary, by a name of your own.
     """
 
