@@ -38,7 +38,7 @@ def test_only_validations_of_a_fit_count():
 def test_no_for_an_answer_prunes_and_says_where():
     callback = ReportObjective("val/x", ["first"], lambda step, value: step < 1)
     callback.on_validation_end(trainer(x=0.5), SimpleNamespace(stage_name="first"))
-    with pytest.raises(Pruned, match="^val/x 0.125 after validation 2 of stage first$"):
+    with pytest.raises(Pruned, match=r"^val/x 0\.125 after validation 2 of stage first$"):
         callback.on_validation_end(trainer(x=0.125), SimpleNamespace(stage_name="first"))
 
 
