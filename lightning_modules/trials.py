@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from rich.console import Console
 from rich.table import Table
 
@@ -106,11 +107,15 @@ def draw_trials(sweep: Sweep, rows: Sequence[TrialRow], path: Path) -> None:
         axes.set_title("trial" if name is None else name, fontsize=9)
         if name is not None and sweep.space[name].log:
             axes.set_xscale("log")
+            axes.set_xlim((sweep.space[name].low or 0) * 0.9, (sweep.space[name].high or 0) * 1.1)
+            axes.xaxis.set_minor_formatter(NullFormatter())
     if valued:
         history.legend(fontsize=7)
     for axes in (curves, history, *scatters):
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)
+    for axes in (curves, history):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     curves.set_ylabel(sweep.metric, fontsize=8)
     figure.savefig(path, dpi=90)
 
