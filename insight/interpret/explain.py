@@ -94,10 +94,14 @@ class Subject:
 
     def counted(self, score_R: Tensor) -> Tensor:
         """Count a pass forward for each of its rows, and one back for each row of every gradient that is later asked of it."""
-        self.forward_rows += len(score_R)
+        self.count_forward(len(score_R))
         if score_R.requires_grad:
             score_R.register_hook(self._count_backward)
         return score_R
+
+    def count_forward(self, num_rows: int) -> None:
+        """For a method that runs a part of the model by itself: a row through a tower counts as a row."""
+        self.forward_rows += num_rows
 
     def _count_backward(self, gradient: Tensor) -> None:
         self.backward_rows += len(gradient)

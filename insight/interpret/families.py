@@ -80,6 +80,18 @@ class LayerScores(NamedTuple):
     text: list[Tensor]
 
 
+class Tower(NamedTuple):
+    """One tower as a sum: what ``heads.py`` takes apart."""
+
+    x_RND: Tensor  # the embeddings that it starts from
+    mask_RN: Tensor | None
+    blocks: nn.ModuleList
+    layers: tuple[str, ...]  # paths of the blocks' attentions
+    norm: nn.LayerNorm
+    readout_RN: Tensor  # weights of the final tokens
+    projection: nn.Linear | None  # without bias; None = the embedding is what is read out
+
+
 class Lacks(InputError):
     """A family has no such thing as the method needs."""
 
@@ -133,6 +145,22 @@ class Family(ABC):
             Lacks: a layer of this family has no score of its own.
         """
         raise Lacks(f"no single layer of a {self.name} model has a score of its own: use a method that needs the whole score alone")
+
+    def tower(self, inputs: Inputs, side: str) -> Tower:
+        """``side``: image or text.
+
+        Raises:
+            Lacks: no such tower.
+        """
+        raise Lacks(f"a {self.name} model has no {side} tower that ends in an embedding")
+
+    def directions(self, inputs: Inputs) -> dict[str, Tensor]:
+        """By side, (R, E): the score is the product of this and the tower's embedding before it is scaled to length one (plus a constant).
+
+        Raises:
+            Lacks: the score is no such product.
+        """
+        raise Lacks(f"the score of a {self.name} model is no product of an embedding and a direction")
 
     def embed(self, rows: Rows) -> Inputs:
         image_RND = None if rows.pixels_R3HW is None else self.embed_image(rows.pixels_R3HW)
@@ -200,6 +228,26 @@ class DualEncoder(Family):
             [self.logit(image_RE, one_RE) for one_RE in text_REs],
         )
 
+    def tower(self, inputs: Inputs, side: str) -> Tower:
+        image_RND, text_RTD, image_mask_RN, mask_RT = both(inputs)
+        model, flow = self.model, self.flow
+        if side == "image":
+            return Tower(
+                image_RND, image_mask_RN, model.image.blocks, flow.image, model.image.norm, class_token(image_RND), model.image_projection
+            )
+        if side == "text":
+            return Tower(text_RTD, mask_RT, model.text.blocks, flow.text, model.text.norm, mean_of(mask_RT), model.text_projection)
+        return super().tower(inputs, side)
+
+    def directions(self, inputs: Inputs) -> dict[str, Tensor]:
+        """The other side's embedding; the own length is taken as it is."""
+        image_RND, text_RTD, image_mask_RN, mask_RT = both(inputs)
+        image_RE = self.model.image_projection(self.model.image.read(image_RND, image_mask_RN).pooled).float()
+        text_RE = self.model.text_projection(self.model.text.read(text_RTD, mask_RT).pooled).float()
+        lengths_R1 = image_RE.norm(dim=-1, keepdim=True) * text_RE.norm(dim=-1, keepdim=True)
+        factor_R1 = self.model.scale.float() / lengths_R1.clamp(min=1e-12)
+        return {"image": factor_R1 * text_RE, "text": factor_R1 * image_RE}
+
     @property
     def flow(self) -> Flow:
         return Flow(
@@ -210,7 +258,7 @@ class DualEncoder(Family):
     def readout(self, inputs: Inputs) -> Readout:
         """The class token, and the mean of the real text tokens."""
         image_RND, _, _, mask_RT = both(inputs)
-        return Readout(class_token(image_RND), mask_RT.float() / mask_RT.sum(dim=-1, keepdim=True))
+        return Readout(class_token(image_RND), mean_of(mask_RT))
 
 
 class CrossAttention(DualEncoder):
@@ -228,6 +276,9 @@ class CrossAttention(DualEncoder):
 
     def layer_scores(self, inputs: Inputs) -> LayerScores:
         return Family.layer_scores(self, inputs)  # a tower's tokens are scored by the fusion, never by themselves
+
+    def directions(self, inputs: Inputs) -> dict[str, Tensor]:
+        return Family.directions(self, inputs)
 
     @property
     def flow(self) -> Flow:
@@ -282,6 +333,19 @@ class Classifier(Family):
         layers = stopped(self.vision.blocks, inputs.image_RND, inputs.image_mask_RN)
         score_R = self.logit(self.vision.finish(layers[-1]).pooled.detach(), inputs.index_R)
         return LayerScores(score_R, [self.logit(self.vision.norm(x_RND.mean(dim=1)), inputs.index_R) for x_RND in layers], [])
+
+    def tower(self, inputs: Inputs, side: str) -> Tower:
+        if side != "image" or inputs.image_RND is None:
+            return super().tower(inputs, side)
+        image_RND, vision = inputs.image_RND, self.vision
+        return Tower(image_RND, inputs.image_mask_RN, vision.blocks, self.flow.image, vision.norm, class_token(image_RND), None)
+
+    def directions(self, inputs: Inputs) -> dict[str, Tensor]:
+        """The head's row, if the head is one linear layer."""
+        if not isinstance(self.head, nn.Linear):
+            raise Lacks(f"the head of this {self.name} is a {type(self.head).__name__}, not one linear layer: the score is no product")
+        assert inputs.index_R is not None, "rows() gave it"
+        return {"image": self.head.weight[inputs.index_R].float()}
 
     @property
     def flow(self) -> Flow:
@@ -345,6 +409,11 @@ def stopped(blocks: nn.ModuleList, x_RND: Tensor, mask_RN: Tensor | None) -> lis
         x_RND = block(x_RND.detach().requires_grad_(), mask_RN)
         layers.append(x_RND)
     return layers or [x_RND]  # a tower without blocks ends with its embedding
+
+
+def mean_of(mask_RT: Tensor) -> Tensor:
+    """(R, T): even weight on the real tokens."""
+    return mask_RT.float() / mask_RT.sum(dim=-1, keepdim=True)
 
 
 def class_token(image_RND: Tensor) -> Tensor:
