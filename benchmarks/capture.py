@@ -86,11 +86,9 @@ def measure(tokens: int, repeats: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {name: [] for name in ways(family)}
     inside: dict[str, list[float]] = {name: [] for name in seconds}
     identical: dict[str, bool] = {}
-    shuffled = random.Random(0)
+    shuffled = random.Random(0)  # what runs before leaves its traces in the caches
     for repeat in range(repeats + 2):
-        for name, way in shuffled.sample(
-            list(ways(family).items()), k=len(ways(family))
-        ):  # what runs before leaves its traces in the caches
+        for name, way in shuffled.sample(list(ways(family).items()), k=len(ways(family))):
             with way(), timed_listeners() as listening:
                 start = time.process_time()
                 output = vision(image).tokens
