@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,18 +13,29 @@ from torch import Tensor, nn
 from insight.errors import InputError
 from insight.nn.linear import linear
 
-Listener = Callable[[Tensor, Tensor, Tensor | None], None]
+
+class AttentionCall(NamedTuple):
+    """One call of an attention's kernel, what went in and what came out, in the autograd graph if there is one."""
+
+    query_BHTK: Tensor
+    key_BHSK: Tensor
+    value_BHSK: Tensor
+    mask_BS: Tensor | None  # True = attend
+    attended_BHTK: Tensor  # zero rows where the mask allows no key
+
+
+Listener = Callable[[AttentionCall], None]
 
 
 class AttentionTap:
-    """Where somebody can listen to (query_BHTK, key_BHSK, mask_BS). It only tells: nothing that a listener does reaches the output."""
+    """Where somebody can listen to the calls of the kernel. It only tells: nothing that a listener does reaches the output."""
 
     def __init__(self) -> None:
         self.listeners: list[Listener] = []
 
-    def __call__(self, query_BHTK: Tensor, key_BHSK: Tensor, mask_BS: Tensor | None) -> None:
+    def __call__(self, call: AttentionCall) -> None:
         for listener in self.listeners:
-            listener(query_BHTK, key_BHSK, mask_BS)
+            listener(call)
 
 
 class Attention(nn.Module):
@@ -40,7 +52,7 @@ class Attention(nn.Module):
         self.query = linear(dim, dim)
         self.key_value = linear(dim, 2 * dim)
         self.output = linear(dim, dim)
-        self.tap = AttentionTap()  # record_attention() listens to (query, key, mask); nobody listening costs nothing
+        self.tap = AttentionTap()  # record_attention() listens to the kernel's calls; nobody listening costs nothing
 
     def forward(self, x_BTD: Tensor, context_BSD: Tensor, mask_BS: Tensor | None = None) -> Tensor:
         """(B, T, D), (B, S, D), True = attend (B, S) -> (B, T, D)."""
@@ -48,13 +60,13 @@ class Attention(nn.Module):
         key_BSD, value_BSD = self.key_value(context_BSD).chunk(2, dim=-1)
         key_BHSK = key_BSD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         value_BHSK = value_BSD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        self.tap(query_BHTK, key_BHSK, mask_BS)
         if mask_BS is None:
             attended_BHTK = attend(query_BHTK, key_BHSK, value_BHSK, None)
         else:
             some_key_B111 = mask_BS.any(dim=-1)[:, None, None, None]
             mask_B11S = mask_BS[:, None, None, :] | ~some_key_B111  # softmax over no keys is 0/0, in some kernels NaN: never ask for it
             attended_BHTK = attend(query_BHTK, key_BHSK, value_BHSK, mask_B11S) * some_key_B111
+        self.tap(AttentionCall(query_BHTK, key_BHSK, value_BHSK, mask_BS, attended_BHTK))
         return self.output(attended_BHTK.transpose(1, 2).flatten(2))
 
 

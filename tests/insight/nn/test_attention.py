@@ -70,7 +70,7 @@ def test_attention_equals_torch_multi_head_attention_with_the_same_weights():
     mask[1, 2:] = False
     expected, expected_weights = theirs(x, context, context, key_padding_mask=~mask, average_attn_weights=False)
     seen = []
-    ours.tap.listeners.append(lambda query, key, mask: seen.append(attention_weights(query, key, mask)))
+    ours.tap.listeners.append(lambda call: seen.append(attention_weights(call.query_BHTK, call.key_BHSK, call.mask_BS)))
     torch.testing.assert_close(ours(x, context, mask), expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(seen[0], expected_weights, atol=1e-6, rtol=1e-5)
 

@@ -1,0 +1,297 @@
+"""The kinds of models that can be explained: each says how one row gets one score. A new kind is one class here.
+
+B pictures, C captions, R rows that are explained (each a picture, a text, or a pair), H and W pixels, T text tokens, D width,
+N = 1 + patches image tokens (row 0 = class token), g patches per side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from insight.errors import InputError
+from insight.models.cross_attention import CrossAttentionMultiModalTransformer
+from insight.models.multimodal import MultiModalTransformer
+from insight.models.vision_transformer import VisionTransformer
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What is explained, R rows.
+
+    Args:
+        picture: (R,) rows of ``batch.image``.
+        index: (R,) what each is scored against: rows of ``batch.tokens`` (image-text models), outputs of the head (a classifier).
+    """
+
+    picture: Tensor | Sequence[int]
+    index: Tensor | Sequence[int]
+
+
+class Rows(NamedTuple):
+    """What the model is given, row by row; None = this family reads no such thing."""
+
+    pixels_R3HW: Tensor | None
+    tokens_RT: Tensor | None
+    text_mask_RT: Tensor | None  # True = a real token
+    index_R: Tensor | None  # output of a head
+
+
+class Inputs(NamedTuple):
+    """The same after the embeddings. A score is a function of these alone: methods change them, take gradients to them, or leave parts out.
+
+    Any number of rows: n variants of the R rows make n * R rows. ``image_RND`` may hold fewer patches than the picture has.
+    """
+
+    image_RND: Tensor | None  # with positions; row 0 = class token
+    text_RTD: Tensor | None  # with positions
+    image_mask_RN: Tensor | None = None  # True = may be read; None = all
+    text_mask_RT: Tensor | None = None
+    index_R: Tensor | None = None
+
+
+class Flow(NamedTuple):
+    """Module paths of the attentions, in the order in which they run."""
+
+    image: tuple[str, ...] = ()  # self-attention of the image tower
+    text: tuple[str, ...] = ()  # self-attention of the text tower
+    fusion: tuple[tuple[str, str], ...] = ()  # (self-attention of the text, text reads image)
+
+
+class Readout(NamedTuple):
+    """Which final tokens make up what is scored: weights that sum to 1; None = no token of this kind is read out."""
+
+    image_RN: Tensor | None
+    text_RT: Tensor | None
+
+
+class Lacks(InputError):
+    """A family has no such thing as the method needs."""
+
+
+class Family(ABC):
+    """One kind of model. ``model`` holds every module that takes part; the paths in ``flow`` are paths in it."""
+
+    name: ClassVar[str]  # in messages, and in the README's table
+    model: nn.Module
+    grid: int | None  # patches per side; None = reads no picture
+
+    @abstractmethod
+    def rows(self, batch: Any, target: Target | None) -> tuple[Rows, Target]:
+        """Check the target and gather its rows, on the model's device and in its precision. None = what the family says is usual.
+
+        Raises:
+            InputError: an index out of range, a caption without a token.
+        """
+
+    @abstractmethod
+    def embed_image(self, pixels_R3HW: Tensor) -> Tensor:
+        """(R, N, D)
+
+        Raises:
+            Lacks: reads no picture.
+        """
+
+    @abstractmethod
+    def embed_text(self, tokens_RT: Tensor) -> Tensor:
+        """(R, T, D)
+
+        Raises:
+            Lacks: reads no text.
+        """
+
+    @abstractmethod
+    def score(self, inputs: Inputs) -> Tensor:
+        """(R,) float32: each from its own row alone."""
+
+    @property
+    @abstractmethod
+    def flow(self) -> Flow: ...
+
+    @abstractmethod
+    def readout(self, inputs: Inputs) -> Readout: ...
+
+    def embed(self, rows: Rows) -> Inputs:
+        image_RND = None if rows.pixels_R3HW is None else self.embed_image(rows.pixels_R3HW)
+        text_RTD = None if rows.tokens_RT is None else self.embed_text(rows.tokens_RT)
+        return Inputs(image_RND, text_RTD, text_mask_RT=rows.text_mask_RT, index_R=rows.index_R)
+
+
+class DualEncoder(Family):
+    """Score: the logit ``scale * cosine`` of a picture and a caption (without the bias of the sigmoid loss, a constant)."""
+
+    name = "dual encoder"
+    model: MultiModalTransformer
+
+    def __init__(self, model: MultiModalTransformer) -> None:
+        self.model = model
+        self.grid = model.image.grid_size
+
+    def rows(self, batch: Any, target: Target | None) -> tuple[Rows, Target]:
+        """``batch``: an ImageTextBatch. None = every caption with its own picture."""
+        if target is None:
+            target = Target(batch.caption_row, torch.arange(len(batch.tokens)))
+        weight = self.model.image_projection.weight
+        picture_R, caption_R = checked(target, ("picture", len(batch.image)), ("caption", len(batch.tokens)))
+        mask_RT = batch.token_mask[caption_R].to(weight.device)
+        if not mask_RT.any(dim=-1).all():
+            row = int((~mask_RT.any(dim=-1)).nonzero()[0])
+            raise InputError(f"caption {int(caption_R[row])} has no token to read: its mask is all zeros")
+        tokens_RT = batch.tokens[caption_R].to(weight.device)
+        return Rows(batch.image[picture_R].to(weight), tokens_RT, mask_RT, None), Target(picture_R, caption_R)
+
+    def embed_image(self, pixels_R3HW: Tensor) -> Tensor:
+        return self.model.image.embedding(pixels_R3HW)
+
+    def embed_text(self, tokens_RT: Tensor) -> Tensor:
+        return self.model.text.embedding(tokens_RT)
+
+    def image_vector(self, inputs: Inputs) -> Tensor:
+        """(R, E), length 1."""
+        image_RND, _, _, _ = both(inputs)
+        return self.model.project_image(self.model.image.read(image_RND, inputs.image_mask_RN)).embedding
+
+    def text_vector(self, inputs: Inputs) -> Tensor:
+        """(R, E), length 1."""
+        _, text_RTD, _, mask_RT = both(inputs)
+        return self.model.project_text(self.model.text.read(text_RTD, mask_RT)).embedding
+
+    def score(self, inputs: Inputs) -> Tensor:
+        return self.model.scale.float() * (self.image_vector(inputs) * self.text_vector(inputs)).sum(dim=-1)
+
+    @property
+    def flow(self) -> Flow:
+        return Flow(
+            tuple(f"image.blocks.{index}.attention" for index in range(len(self.model.image.blocks))),
+            tuple(f"text.blocks.{index}.attention" for index in range(len(self.model.text.blocks))),
+        )
+
+    def readout(self, inputs: Inputs) -> Readout:
+        """The class token, and the mean of the real text tokens."""
+        image_RND, _, _, mask_RT = both(inputs)
+        return Readout(class_token(image_RND), mask_RT.float() / mask_RT.sum(dim=-1, keepdim=True))
+
+
+class CrossAttention(DualEncoder):
+    """Score: the log-odds of the matching head, "this caption belongs to this picture" over "it does not"."""
+
+    name = "cross-attention"
+    model: CrossAttentionMultiModalTransformer
+
+    def score(self, inputs: Inputs) -> Tensor:
+        image_RND, text_RTD, image_mask_RN, mask_RT = both(inputs)
+        text_RTD = self.model.text.read(text_RTD, mask_RT).tokens
+        image_RND = self.model.image.read(image_RND, image_mask_RN).tokens
+        logits_R2 = self.model.match(text_RTD, mask_RT, image_RND, image_mask_RN).float()
+        return logits_R2[:, 1] - logits_R2[:, 0]
+
+    @property
+    def flow(self) -> Flow:
+        fusion = tuple((f"fusion.{index}.attention", f"fusion.{index}.cross_attention") for index in range(len(self.model.fusion)))
+        return super().flow._replace(fusion=fusion)
+
+    def readout(self, inputs: Inputs) -> Readout:
+        """The mean of the real text tokens, which have read the image."""
+        return super().readout(inputs)._replace(image_RN=None)
+
+
+class Classifier(Family):
+    """Score: one output of ``head`` over the pooled picture: the logit of a class, or any other scalar that a head computes.
+
+    Args:
+        head: (R, D) -> (R, outputs).
+    """
+
+    name = "classifier"
+
+    def __init__(self, vision: VisionTransformer, head: nn.Module) -> None:
+        self.vision, self.head = vision, head
+        self.model = nn.ModuleDict({"image": vision, "head": head})
+        self.grid = vision.grid_size
+
+    def rows(self, batch: Any, target: Target | None) -> tuple[Rows, Target]:
+        """``batch``: anything with ``image`` (B, 3, H, W). None = each picture's highest output."""
+        position = self.vision.embedding.position
+        if target is None:
+            logits_BK = self.head(self.vision(batch.image.to(position)).pooled)
+            target = Target(torch.arange(len(batch.image)), logits_BK.argmax(dim=-1))
+        num_outputs = self.head(position[0, :1]).shape[-1]
+        picture_R, index_R = checked(target, ("picture", len(batch.image)), ("output", num_outputs))
+        return Rows(batch.image[picture_R].to(position), None, None, index_R.to(position.device)), Target(picture_R, index_R)
+
+    def embed_image(self, pixels_R3HW: Tensor) -> Tensor:
+        return self.vision.embedding(pixels_R3HW)
+
+    def embed_text(self, tokens_RT: Tensor) -> Tensor:
+        raise Lacks(f"a {self.name} reads no text")
+
+    def score(self, inputs: Inputs) -> Tensor:
+        assert inputs.image_RND is not None and inputs.index_R is not None, "rows() gave both"
+        logits_RK = self.head(self.vision.read(inputs.image_RND, inputs.image_mask_RN).pooled).float()
+        return logits_RK.gather(1, inputs.index_R[:, None])[:, 0]
+
+    @property
+    def flow(self) -> Flow:
+        return Flow(tuple(f"image.blocks.{index}.attention" for index in range(len(self.vision.blocks))))
+
+    def readout(self, inputs: Inputs) -> Readout:
+        assert inputs.image_RND is not None, "rows() gave it"
+        return Readout(class_token(inputs.image_RND), None)
+
+
+def family_of(model: nn.Module | Family) -> Family:
+    """
+    Raises:
+        InputError: no family explains such a model.
+    """
+    if isinstance(model, Family):
+        return model
+    if isinstance(model, CrossAttentionMultiModalTransformer):
+        return CrossAttention(model)
+    if isinstance(model, MultiModalTransformer):
+        return DualEncoder(model)
+    if isinstance(model, VisionTransformer):
+        raise InputError("a VisionTransformer alone has no score to explain: give Classifier(model, head)")
+    raise InputError(
+        f"cannot explain a {type(model).__name__}: give a MultiModalTransformer, a CrossAttentionMultiModalTransformer, "
+        "or a Family, e.g. Classifier(model, head)"
+    )
+
+
+def checked(target: Target, *ranges: tuple[str, int]) -> list[Tensor]:
+    """The target's rows as (R,) int64 on the CPU, each within its (name, count).
+
+    Raises:
+        InputError: none, unequal numbers, or an index out of range.
+    """
+    columns = [torch.as_tensor(column).cpu() for column in (target.picture, target.index)]
+    for column, (name, count) in zip(columns, ranges, strict=True):
+        if column.ndim != 1 or len(column) == 0 or column.dtype not in (torch.int64, torch.int32):
+            raise InputError(
+                f"target: {name} must be one or more whole numbers in a row, but is {column.dtype} of shape {tuple(column.shape)}"
+            )
+        if len(column) != len(columns[0]):
+            raise InputError(f"target: {len(columns[0])} rows of {ranges[0][0]} but {len(column)} of {name}: give one for each row")
+        wrong = ((column < 0) | (column >= count)).nonzero()
+        if len(wrong):
+            row = int(wrong[0])
+            raise InputError(f"target: {name} {int(column[row])} in row {row} is out of range: there are {count}, 0 to {count - 1}")
+    return [column.long() for column in columns]
+
+
+def both(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """(image, text, image mask, text mask) of an image-text model."""
+    assert inputs.image_RND is not None and inputs.text_RTD is not None and inputs.text_mask_RT is not None, "rows() gave them"
+    return inputs.image_RND, inputs.text_RTD, inputs.image_mask_RN, inputs.text_mask_RT
+
+
+def class_token(image_RND: Tensor) -> Tensor:
+    """(R, N): all weight on row 0."""
+    weight_RN = torch.zeros(image_RND.shape[:2], device=image_RND.device)
+    weight_RN[:, 0] = 1
+    return weight_RN

@@ -1,0 +1,66 @@
+"""Tiny models of every family, with weights large enough that attention is not even and scores are not flat."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from insight.data.batch import ImageTextBatch
+from insight.interpret.families import Classifier, CrossAttention, DualEncoder, Family
+from insight.models.cross_attention import CrossAttentionMultiModalTransformer
+from insight.models.multimodal import MultiModalTransformer
+from insight.models.vision_transformer import VisionTransformer
+
+TOWER = {"image_size": 24, "patch_size": 8, "dim": 16, "heads": 2}
+SHAPE = {"vocab_size": 20, "context_length": 6, "image_depth": 2, "text_depth": 2, "embed_dim": 12, **TOWER}
+FAMILIES = ("dual encoder", "cross-attention", "classifier")
+
+
+def build(name: str, dropout: float = 0.1) -> Family:
+    torch.manual_seed(0)
+    if name == "classifier":
+        family: Family = Classifier(VisionTransformer(depth=2, dropout=dropout, **TOWER), nn.Linear(16, 3))
+    elif name == "cross-attention":
+        family = CrossAttention(CrossAttentionMultiModalTransformer(**SHAPE, fusion_depth=2, dropout=dropout))
+    else:
+        family = DualEncoder(MultiModalTransformer(**SHAPE, dropout=dropout))
+    with torch.no_grad():
+        for parameter in family.model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.4)
+    family.model.eval()
+    return family
+
+
+def make_batch() -> ImageTextBatch:
+    """Two pictures with two captions each, of 6, 3, 2 and 6 tokens."""
+    generator = torch.Generator().manual_seed(1)
+    image, tokens = torch.randn(2, 3, 24, 24, generator=generator), torch.randint(3, 20, (4, 6), generator=generator)
+    mask, rows = torch.arange(6) < torch.tensor([6, 3, 2, 6])[:, None], torch.arange(4)
+    return ImageTextBatch(image, None, tokens * mask, mask, rows // 2, torch.arange(2), rows, ("caption",) * 4, ("a.jpg", "b.jpg"), ())
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> Family:
+    return build(request.param)
+
+
+@pytest.fixture
+def batch() -> ImageTextBatch:
+    return make_batch()
+
+
+@pytest.fixture
+def dual_encoder() -> Family:
+    return build("dual encoder")
+
+
+@pytest.fixture
+def cross_attention() -> Family:
+    return build("cross-attention")
+
+
+@pytest.fixture
+def classifier() -> Family:
+    return build("classifier")
