@@ -30,7 +30,9 @@ def all_masks(players: int) -> Tensor:
         InputError: no player, or more than 20.
     """
     if not 1 <= players <= LARGEST_ENUMERATION:
-        raise InputError(f"{players} players: all masks are listed for 1 to {LARGEST_ENUMERATION}; sample them, or take fewer segments and words")
+        raise InputError(
+            f"{players} players: all masks are listed for 1 to {LARGEST_ENUMERATION}; sample them, or take fewer segments and words"
+        )
     return (torch.arange(2**players)[:, None] >> torch.arange(players)) & 1 > 0
 
 
@@ -44,7 +46,9 @@ def random_masks(players: int, count: int, keep: float, seed: int) -> Tensor:
     """(K, M): every player is kept with probability ``keep``, independently."""
     _needs_players(players)
     if count < 1 or not 0 < keep < 1:
-        raise InputError(f"masks={count}, keep={keep}: ask for at least 1 mask, and keep players with a probability between 0 and 1, e.g. 0.5")
+        raise InputError(
+            f"masks={count}, keep={keep}: ask for at least 1 mask, and keep players with a probability between 0 and 1, e.g. 0.5"
+        )
     return torch.rand(count, players, generator=torch.Generator().manual_seed(seed)) < keep
 
 

@@ -218,12 +218,12 @@ def max_sensitivity(
     generator = torch.Generator().manual_seed(seed)
     rows = len(pixels_G3HW)
 
-    def maps(pixels: Tensor | tuple[Tensor, ...]) -> Tensor:
-        pixels = pixels if isinstance(pixels, Tensor) else pixels[0]
+    def maps(pixels: Tensor | tuple[Tensor]) -> Tensor | tuple[Tensor]:
+        if isinstance(pixels, tuple):  # captum asks for the still picture in a tuple, and reads the answer as one
+            return (explain(pixels[0], torch.arange(rows)),)
         return explain(pixels, torch.arange(rows).repeat_interleave(len(pixels) // rows))
 
-    def moved(pixels: Tensor | tuple[Tensor, ...], radius: float) -> Tensor:
-        pixels = pixels if isinstance(pixels, Tensor) else pixels[0]
+    def moved(pixels: Tensor, radius: float) -> Tensor:
         return pixels + radius * (2 * torch.rand(pixels.shape, generator=generator) - 1).to(pixels)
 
     return captum_metrics.sensitivity_max(maps, pixels_G3HW, moved, radius, n_perturb_samples=samples, max_examples_per_batch=rows)

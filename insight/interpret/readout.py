@@ -99,14 +99,20 @@ def read_rise(kept_KM: Tensor, value_GK: Tensor) -> Attribution:
     kept_KM, value_GK = kept_KM.double(), value_GK.double()
     count_M = kept_KM.sum(dim=0)
     if int(count_M.min()) < 2:
-        raise InputError(f"masks={len(kept_KM)}: a player is kept by {int(count_M.min())} of them; ask for more masks, or keep more in each")
+        raise InputError(
+            f"masks={len(kept_KM)}: a player is kept by {int(count_M.min())} of them; ask for more masks, or keep more in each"
+        )
     value_GM = value_GK @ kept_KM / count_M
     variance_GM = (value_GK**2 @ kept_KM / count_M - value_GM**2).clamp(min=0) * count_M / (count_M - 1)
     return Attribution(value_GM, (variance_GM / count_M).sqrt())
 
 
 def read_occlusion(value_GX: Tensor) -> Attribution:
-    """What the whole loses with each player (https://arxiv.org/abs/1311.2901, section 4.2): (G, 1 + M), everybody first, from ``leave_one_out``."""
+    """What the whole loses with each player (https://arxiv.org/abs/1311.2901, section 4.2).
+
+    Args:
+        value_GX: (G, 1 + M), in the order of ``leave_one_out``.
+    """
     value_GM = value_GX[:, :1].double() - value_GX[:, 1:].double()
     return Attribution(value_GM, torch.zeros_like(value_GM))
 
