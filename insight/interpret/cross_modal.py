@@ -221,7 +221,7 @@ def _values(
     subject: Subject, masked: MaskedRows, value_RM: Tensor, value_RW: Tensor, pair_RWM: Tensor | None, diagnostics: dict[str, Tensor]
 ) -> Values:
     assert masked.segment_P is not None and masked.word_RT is not None, "_sides() gave both"
-    subject.count_forward(masked.forward_rows)
+    subject.forward_rows += masked.forward_rows
     score_R = subject.score(subject.inputs)
     image_RP, text_RT = shared(value_RM, masked.segment_P), shared(value_RW, masked.word_RT)
     pairs_RTP = None

@@ -90,15 +90,14 @@ class Subject:
 
     def score(self, inputs: Inputs) -> Tensor:
         """(rows of ``inputs``,) float32"""
-        score = self.family.score(inputs)
-        self.count_forward(len(score))
-        if score.requires_grad:
-            score.register_hook(self._count_backward)
-        return score
+        return self.counted(self.family.score(inputs))
 
-    def count_forward(self, num_rows: int) -> None:
-        """For a method that runs a part of the model by itself: a row through a tower counts as a row."""
-        self.forward_rows += num_rows
+    def counted(self, score_R: Tensor) -> Tensor:
+        """Count a pass forward for each of its rows, and one back for each row of every gradient that is later asked of it."""
+        self.forward_rows += len(score_R)
+        if score_R.requires_grad:
+            score_R.register_hook(self._count_backward)
+        return score_R
 
     def _count_backward(self, gradient: Tensor) -> None:
         self.backward_rows += len(gradient)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from insight.errors import InputError
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.models.multimodal import MultiModalTransformer
-from insight.models.vision_transformer import VisionTransformer
+from insight.models.vision_transformer import VisionOutput, VisionTransformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +68,16 @@ class Readout(NamedTuple):
 
     image_RN: Tensor | None
     text_RT: Tensor | None
+
+
+class LayerScores(NamedTuple):
+    """Scores if the towers ended after one of their layers, the first layer first: read out by the mean of its tokens.
+
+    The graph of each begins before its own block, so that all gradients together cost one pass back."""
+
+    score_R: Tensor  # of the whole model
+    image: list[Tensor]  # (R,) per layer of the image tower
+    text: list[Tensor]
 
 
 class Lacks(InputError):
@@ -130,6 +140,14 @@ class Family(ABC):
     @abstractmethod
     def readout(self, inputs: Inputs) -> Readout: ...
 
+    def layer_scores(self, inputs: Inputs) -> LayerScores:
+        """What each layer of the towers alone would score.
+
+        Raises:
+            Lacks: a layer of this family has no score of its own.
+        """
+        raise Lacks(f"no single layer of a {self.name} model has a score of its own: use a method that needs the whole score alone")
+
     def embed(self, rows: Rows) -> Inputs:
         image_RND = None if rows.pixels_R3HW is None else self.embed_image(rows.pixels_R3HW)
         text_RTD = None if rows.tokens_RT is None else self.embed_text(rows.tokens_RT)
@@ -176,12 +194,30 @@ class DualEncoder(Family):
 
     def meet(self, inputs: Inputs) -> Tensor:
         image_RE, text_RE, _, _ = both(inputs)
-        return self.model.scale.float() * (image_RE * text_RE).sum(dim=-1)
+        return self.logit(image_RE, text_RE)
 
     def score(self, inputs: Inputs) -> Tensor:
         image_RND, text_RTD, image_mask_RN, mask_RT = both(inputs)
         read = {"image_RND": self.read_image(image_RND, image_mask_RN), "text_RTD": self.read_text(text_RTD, mask_RT)}
         return self.meet(inputs._replace(**read))
+
+    def logit(self, image_RE: Tensor, text_RE: Tensor) -> Tensor:
+        """(R,)"""
+        return self.model.scale.detach().float() * (image_RE * text_RE).sum(dim=-1)
+
+    def layer_scores(self, inputs: Inputs) -> LayerScores:
+        image_RND, text_RTD, image_mask_RN, mask_RT = both(inputs)
+        images, texts = stopped(self.model.image.blocks, image_RND, image_mask_RN), stopped(self.model.text.blocks, text_RTD, mask_RT)
+        text_REs = [self.model.project_text(self.model.text.finish(x_RTD, mask_RT)).embedding for x_RTD in texts]
+        means = [VisionOutput(x_RND, self.model.image.norm(x_RND.mean(dim=1))) for x_RND in images]
+        image_REs = [self.model.project_image(output).embedding for output in means]
+        image_RE = self.model.project_image(self.model.image.finish(images[-1])).embedding.detach()
+        text_RE = text_REs[-1].detach()
+        return LayerScores(
+            self.logit(image_RE, text_RE),
+            [self.logit(one_RE, text_RE) for one_RE in image_REs],
+            [self.logit(image_RE, one_RE) for one_RE in text_REs],
+        )
 
     @property
     def flow(self) -> Flow:
@@ -215,6 +251,9 @@ class CrossAttention(DualEncoder):
         image_RND, text_RTD, image_mask_RN, mask_RT = both(inputs)
         logits_R2 = self.model.match(text_RTD, mask_RT, image_RND, image_mask_RN).float()
         return logits_R2[:, 1] - logits_R2[:, 0]
+
+    def layer_scores(self, inputs: Inputs) -> LayerScores:
+        return Family.layer_scores(self, inputs)  # a tower's tokens are scored by the fusion, never by themselves
 
     @property
     def flow(self) -> Flow:
@@ -258,16 +297,26 @@ class Classifier(Family):
         raise Lacks(f"a {self.name} reads no text")
 
     def read_image(self, image_RND: Tensor, mask_RN: Tensor | None = None) -> Tensor:
-        """(R, outputs)"""
-        return self.head(self.vision.read(image_RND, mask_RN).pooled).float()
+        """(R, D)"""
+        return self.vision.read(image_RND, mask_RN).pooled
 
     def meet(self, inputs: Inputs) -> Tensor:
         assert inputs.image_RND is not None and inputs.index_R is not None, "rows() gave both"
-        return inputs.image_RND.gather(1, inputs.index_R[:, None])[:, 0]
+        return self.logit(inputs.image_RND, inputs.index_R)
 
     def score(self, inputs: Inputs) -> Tensor:
         assert inputs.image_RND is not None, "rows() gave it"
         return self.meet(inputs._replace(image_RND=self.read_image(inputs.image_RND, inputs.image_mask_RN)))
+
+    def logit(self, pooled_RD: Tensor, index_R: Tensor) -> Tensor:
+        """(R,)"""
+        return self.head(pooled_RD).float().gather(1, index_R[:, None])[:, 0]
+
+    def layer_scores(self, inputs: Inputs) -> LayerScores:
+        assert inputs.image_RND is not None and inputs.index_R is not None, "rows() gave both"
+        layers = stopped(self.vision.blocks, inputs.image_RND, inputs.image_mask_RN)
+        score_R = self.logit(self.vision.finish(layers[-1]).pooled.detach(), inputs.index_R)
+        return LayerScores(score_R, [self.logit(self.vision.norm(x_RND.mean(dim=1)), inputs.index_R) for x_RND in layers], [])
 
     @property
     def flow(self) -> Flow:
@@ -322,6 +371,15 @@ def both(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """(image, text, image mask, text mask) of an image-text model."""
     assert inputs.image_RND is not None and inputs.text_RTD is not None and inputs.text_mask_RT is not None, "rows() gave them"
     return inputs.image_RND, inputs.text_RTD, inputs.image_mask_RN, inputs.text_mask_RT
+
+
+def stopped(blocks: nn.ModuleList, x_RND: Tensor, mask_RN: Tensor | None) -> list[Tensor]:
+    """The tokens after each block, each in a graph that begins before its own block."""
+    layers = []
+    for block in blocks:
+        x_RND = block(x_RND.detach().requires_grad_(), mask_RN)
+        layers.append(x_RND)
+    return layers or [x_RND]  # a tower without blocks ends with its embedding
 
 
 def class_token(image_RND: Tensor) -> Tensor:

@@ -154,7 +154,7 @@ def _play(
         found = play(game_of(masked), segments + count)
         value_RM[here_r, : segments + count] = found.value_GM.float()
         error_R[here_r] = found.standard_error_GM.mean(dim=1).float()
-        subject.count_forward(masked.forward_rows)
+        subject.forward_rows += masked.forward_rows
     score_R = subject.score(subject.inputs)
     return Values(
         score_R,

@@ -44,5 +44,9 @@ class TextTransformer(nn.Module):
         x_CTD = self.dropout(x_CTD)
         for block in self.blocks:
             x_CTD = block(x_CTD, mask_CT)
+        return self.finish(x_CTD, mask_CT)
+
+    def finish(self, x_CTD: Tensor, mask_CT: Tensor) -> TextOutput:
+        """What follows the blocks."""
         x_CTD = self.norm(x_CTD)
         return TextOutput(tokens=x_CTD, pooled=masked_mean(x_CTD, mask_CT))

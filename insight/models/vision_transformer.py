@@ -47,5 +47,9 @@ class VisionTransformer(nn.Module):
         x_BND = self.dropout(x_BND)
         for block in self.blocks:
             x_BND = block(x_BND, mask_BN)
+        return self.finish(x_BND)
+
+    def finish(self, x_BND: Tensor) -> VisionOutput:
+        """What follows the blocks."""
         x_BND = self.norm(x_BND)
         return VisionOutput(tokens=x_BND, pooled=x_BND[:, 0])
