@@ -102,6 +102,7 @@ class Family(ABC):
     name: ClassVar[str]  # in messages, and in the README's table
     model: nn.Module
     grid: int | None  # patches per side; None = reads no picture
+    meets_for_free: ClassVar[bool] = False  # ``meet`` costs nothing beside ``read_image`` and ``read_text``
 
     @abstractmethod
     def rows(self, batch: Any, target: Target | None) -> tuple[Rows, Target]:
@@ -130,6 +131,19 @@ class Family(ABC):
     @abstractmethod
     def score(self, inputs: Inputs) -> Tensor:
         """(R,) float32: each from its own row alone."""
+
+    # the same score in two steps, for methods that leave parts out: each side is read once, however many variants of the other it meets
+    def read_image(self, image_RND: Tensor, mask_RN: Tensor | None = None) -> Tensor:
+        """What ``meet`` takes of the picture, (R, ...). Unless a family says more: all of it, and the score is left to ``meet``."""
+        return image_RND
+
+    def read_text(self, text_RTD: Tensor, mask_RT: Tensor) -> Tensor:
+        """What ``meet`` takes of the text, (R, ...)."""
+        return text_RTD
+
+    def meet(self, inputs: Inputs) -> Tensor:
+        """``score``, where ``image_RND`` and ``text_RTD`` are what ``read_image`` and ``read_text`` returned."""
+        return self.score(inputs)
 
     @property
     @abstractmethod
@@ -172,6 +186,7 @@ class DualEncoder(Family):
     """Score: the logit ``scale * cosine`` of a picture and a caption (without the bias of the sigmoid loss, a constant)."""
 
     name = "dual encoder"
+    meets_for_free = True
     model: MultiModalTransformer
 
     def __init__(self, model: MultiModalTransformer) -> None:
@@ -197,18 +212,22 @@ class DualEncoder(Family):
     def embed_text(self, tokens_RT: Tensor) -> Tensor:
         return self.model.text.embedding(tokens_RT)
 
-    def image_vector(self, inputs: Inputs) -> Tensor:
+    def read_image(self, image_RND: Tensor, mask_RN: Tensor | None = None) -> Tensor:
         """(R, E), length 1."""
-        image_RND, _, _, _ = both(inputs)
-        return self.model.project_image(self.model.image.read(image_RND, inputs.image_mask_RN)).embedding
+        return self.model.project_image(self.model.image.read(image_RND, mask_RN)).embedding
 
-    def text_vector(self, inputs: Inputs) -> Tensor:
+    def read_text(self, text_RTD: Tensor, mask_RT: Tensor) -> Tensor:
         """(R, E), length 1."""
-        _, text_RTD, _, mask_RT = both(inputs)
         return self.model.project_text(self.model.text.read(text_RTD, mask_RT)).embedding
 
+    def meet(self, inputs: Inputs) -> Tensor:
+        image_RE, text_RE, _, _ = both(inputs)
+        return self.logit(image_RE, text_RE)
+
     def score(self, inputs: Inputs) -> Tensor:
-        return self.logit(self.image_vector(inputs), self.text_vector(inputs))
+        image_RND, text_RTD, image_mask_RN, mask_RT = both(inputs)
+        read = {"image_RND": self.read_image(image_RND, image_mask_RN), "text_RTD": self.read_text(text_RTD, mask_RT)}
+        return self.meet(inputs._replace(**read))
 
     def logit(self, image_RE: Tensor, text_RE: Tensor) -> Tensor:
         """(R,)"""
@@ -265,12 +284,19 @@ class CrossAttention(DualEncoder):
     """Score: the log-odds of the matching head, "this caption belongs to this picture" over "it does not"."""
 
     name = "cross-attention"
+    meets_for_free = False
     model: CrossAttentionMultiModalTransformer
 
-    def score(self, inputs: Inputs) -> Tensor:
+    def read_image(self, image_RND: Tensor, mask_RN: Tensor | None = None) -> Tensor:
+        """(R, N, D)"""
+        return self.model.image.read(image_RND, mask_RN).tokens
+
+    def read_text(self, text_RTD: Tensor, mask_RT: Tensor) -> Tensor:
+        """(R, T, D)"""
+        return self.model.text.read(text_RTD, mask_RT).tokens
+
+    def meet(self, inputs: Inputs) -> Tensor:
         image_RND, text_RTD, image_mask_RN, mask_RT = both(inputs)
-        text_RTD = self.model.text.read(text_RTD, mask_RT).tokens
-        image_RND = self.model.image.read(image_RND, image_mask_RN).tokens
         logits_R2 = self.model.match(text_RTD, mask_RT, image_RND, image_mask_RN).float()
         return logits_R2[:, 1] - logits_R2[:, 0]
 
@@ -298,6 +324,7 @@ class Classifier(Family):
     """
 
     name = "classifier"
+    meets_for_free = True
 
     def __init__(self, vision: VisionTransformer, head: nn.Module) -> None:
         self.vision, self.head = vision, head
@@ -320,9 +347,17 @@ class Classifier(Family):
     def embed_text(self, tokens_RT: Tensor) -> Tensor:
         raise Lacks(f"a {self.name} reads no text")
 
-    def score(self, inputs: Inputs) -> Tensor:
+    def read_image(self, image_RND: Tensor, mask_RN: Tensor | None = None) -> Tensor:
+        """(R, D)"""
+        return self.vision.read(image_RND, mask_RN).pooled
+
+    def meet(self, inputs: Inputs) -> Tensor:
         assert inputs.image_RND is not None and inputs.index_R is not None, "rows() gave both"
-        return self.logit(self.vision.read(inputs.image_RND, inputs.image_mask_RN).pooled, inputs.index_R)
+        return self.logit(inputs.image_RND, inputs.index_R)
+
+    def score(self, inputs: Inputs) -> Tensor:
+        assert inputs.image_RND is not None, "rows() gave it"
+        return self.meet(inputs._replace(image_RND=self.read_image(inputs.image_RND, inputs.image_mask_RN)))
 
     def logit(self, pooled_RD: Tensor, index_R: Tensor) -> Tensor:
         """(R,)"""

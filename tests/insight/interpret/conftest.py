@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+from math import factorial
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from insight.data.batch import ImageTextBatch
 from insight.interpret.families import Classifier, CrossAttention, DualEncoder, Family
@@ -64,3 +68,38 @@ def cross_attention() -> Family:
 @pytest.fixture
 def classifier() -> Family:
     return build("classifier")
+
+
+@pytest.fixture
+def shapley_by_definition() -> Callable[[Tensor, int], Tensor]:
+    """Equation 1 of https://arxiv.org/abs/1705.07874, one set at a time: (2 ** M,) values in the order of ``all_masks`` -> (M,) float64."""
+
+    def values(table: Tensor, players: int) -> Tensor:
+        found = torch.zeros(players, dtype=torch.float64)
+        for player in range(players):
+            others = [one for one in range(players) if one != player]
+            for size in range(players):
+                weight = factorial(size) * factorial(players - size - 1) / factorial(players)
+                for chosen in itertools.combinations(others, size):
+                    index = sum(2**one for one in chosen)
+                    found[player] += weight * (table[index + 2**player] - table[index]).double()
+        return found
+
+    return values
+
+
+@pytest.fixture
+def scores_of_all_masks() -> Callable[[Family, ImageTextBatch, int, int, Tensor], Tensor]:
+    """One caption's score for every joint mask of segments and words, patches and tokens hidden by masks: (2 ** players,) float64."""
+
+    def scores(family: Family, batch: ImageTextBatch, row: int, words: int, segment_P: Tensor) -> Tensor:
+        rows, _ = family.rows(batch, None)
+        whole, segments = family.embed(rows), int(segment_P.max()) + 1
+        kept = (torch.arange(2 ** (segments + words))[:, None] >> torch.arange(segments + words)) & 1 > 0
+        image_mask = nn.functional.pad(kept[:, segment_P], (1, 0), value=True)
+        text_mask = nn.functional.pad(kept[:, segments:], (0, rows.tokens_RT.shape[1] - words))
+        image, text = (one[row].expand(len(kept), -1, -1) for one in (whole.image_RND, whole.text_RTD))
+        with torch.no_grad():
+            return family.score(whole._replace(image_RND=image, text_RTD=text, image_mask_RN=image_mask, text_mask_RT=text_mask)).double()
+
+    return scores
