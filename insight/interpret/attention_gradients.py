@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from insight.interpret.explain import Subject
-from insight.interpret.families import Inputs
+from insight.interpret.family import Inputs
 from insight.interpret.record import record, weights_of
 from insight.nn.attention import AttentionCall
 

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from insight.errors import InputError
-from insight.interpret.families import Family, Inputs, Rows, Target, family_of
+from insight.interpret.families import family_of
+from insight.interpret.family import Family, Inputs, Rows, Target
 from insight.interpret.untouched import untouched
 from insight.stages import Call, check_arguments, load
 
@@ -118,7 +119,7 @@ def explain(model: nn.Module | Family, batch: Any, target: Target | None, method
 
     Raises:
         InputError: unknown model, method or setting; a target out of range; a caption without tokens or longer than the context; a method
-            that the family lacks (``families.Lacks``); values that are not finite.
+            that the family lacks (``Lacks``); values that are not finite.
     """
     function = check_method(method)
     family = family_of(model)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from insight.errors import InputError
-from insight.interpret.families import Family, Target
+from insight.interpret.family import Family, Target
 from insight.interpret.record import record
 from insight.interpret.untouched import untouched
 from insight.nn.attention import AttentionCall, attention_weights

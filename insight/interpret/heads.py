@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from insight.errors import InputError
 from insight.interpret.attention_gradients import itself
 from insight.interpret.explain import Subject, Values
-from insight.interpret.families import Tower
+from insight.interpret.family import Tower
 from insight.interpret.record import attention_layers, record, weights_of
 from insight.nn.attention import AttentionCall
 
@@ -60,23 +60,18 @@ def head_effects(subject: Subject, side: str, direction_RE: Tensor) -> Decomposi
 def direct_effect(subject: Subject) -> Values:
     """What the heads of all layers carry from each patch, and from each token, straight into the embedding, in the direction of the score.
 
-    Values and what the diagnostics call ``image_elsewhere`` / ``text_elsewhere`` (class token, MLPs, biases, start) sum to the score, once
-    for each side. Effects that pass through later layers are counted there, where a later head picks them up.
+    What passes through later layers is counted where a later head picks it up. ``diagnostics`` say what the score has from elsewhere (class
+    token, MLPs, biases): with it the values of either side sum to the score.
 
     Raises:
         Lacks: the score is no product of an embedding and a direction.
     """
-    inputs = subject.inputs
-    score_R = subject.score(inputs)
-    directions = subject.family.directions(inputs)
-    maps, diagnostics = {}, {}
-    for side, direction_RE in directions.items():
-        effects = head_effects(subject, side, direction_RE)
-        maps[side] = effects.heads_RLHNE.sum(dim=(1, 2, 4))
-        kept_RN = maps[side][:, 1:] if side == "image" else maps[side]
-        diagnostics[f"{side}_elsewhere"] = effects.embedding_RE[:, 0] - kept_RN.sum(dim=1)
-    image_RN = maps.get("image")
-    return Values(score_R, None if image_RN is None else image_RN[:, 1:], maps.get("text"), diagnostics=diagnostics)
+    score_R, directions = subject.score(subject.inputs), subject.family.directions(subject.inputs)
+    maps = {side: head_effects(subject, side, direction_RE).heads_RLHNE.sum(dim=(1, 2, 4)) for side, direction_RE in directions.items()}
+    if "image" in maps:
+        maps["image"] = maps["image"][:, 1:]
+    elsewhere = {f"{side}_elsewhere": score_R - values.sum(dim=1) for side, values in maps.items()}
+    return Values(score_R, maps.get("image"), maps.get("text"), diagnostics=elsewhere)
 
 
 def describe_head(outputs_RE: Tensor, texts_ME: Tensor, count: int) -> tuple[list[int], list[float]]:
