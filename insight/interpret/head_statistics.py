@@ -5,6 +5,7 @@ B examples, H heads, Q queries that are looked at, S keys, N = 1 + patches image
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -135,8 +136,12 @@ def patch_distances(grid: int) -> Tensor:
 
 
 def looked_at(grid: int, num_patches: int) -> tuple[Tensor, Tensor]:
-    """Rows of the queries (Q,), the class token first, and their distances to all patches (Q, P)."""
-    count = min(num_patches, grid**2)
-    patches = torch.linspace(0, grid**2 - 1, count).round().long()
-    distance_QP = torch.cat([torch.zeros(1, grid**2), patch_distances(grid)[patches]])
+    """Rows of the queries (Q,), the class token first, and their distances to all patches (Q, P).
+
+    Patches are taken at a stride near the golden section that has no divisor in common with the grid: the first g lie in g columns.
+    """
+    total = grid**2
+    stride = next(step for step in range(round(0.618 * total), 0, -1) if math.gcd(step, total) == 1)
+    patches = (torch.arange(min(num_patches, total)) * stride % total).sort().values
+    distance_QP = torch.cat([torch.zeros(1, total), patch_distances(grid)[patches]])
     return torch.cat([torch.zeros(1, dtype=torch.int64), patches + 1]), distance_QP
