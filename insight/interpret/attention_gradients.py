@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from insight.interpret.explain import Subject
-from insight.interpret.families import Inputs
+from insight.interpret.family import Inputs
 from insight.interpret.record import record, weights_of
 from insight.nn.attention import AttentionCall
 
@@ -28,7 +28,7 @@ class WeightsAndGradient(NamedTuple):
 
 def attention_gradients(subject: Subject, layers: Collection[str]) -> tuple[Tensor, dict[str, WeightsAndGradient]]:
     """Scores (R,), and weights with gradients by module path: one pass forward, one back."""
-    with torch.enable_grad(), record(subject.family.model, layers, itself) as calls:
+    with torch.enable_grad(), record(subject.family.model, dict.fromkeys(layers, itself)) as calls:
         score_R = subject.score(with_gradient(subject.inputs))
         gradients = at_outputs(score_R, calls)
     return score_R.detach(), {name: WeightsAndGradient(weights_of(call), at_weights(gradients[name], call)) for name, call in calls.items()}

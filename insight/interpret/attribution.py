@@ -18,7 +18,7 @@ from torch import Tensor
 from insight.data.text import PAD
 from insight.errors import InputError
 from insight.interpret.explain import Subject, Values
-from insight.interpret.families import Inputs
+from insight.interpret.family import Inputs
 
 GREYS = (-2.0, -1.0, 0.0, 1.0, 2.0)  # as the model reads pixels: standard deviations from the mean colour
 

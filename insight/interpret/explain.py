@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from insight.errors import InputError
-from insight.interpret.families import Family, Inputs, Rows, Target, family_of
+from insight.interpret.families import family_of
+from insight.interpret.family import Family, Inputs, Rows, Target
 from insight.interpret.untouched import untouched
 from insight.stages import Call, check_arguments, load
 
@@ -94,10 +95,14 @@ class Subject:
 
     def counted(self, score_R: Tensor) -> Tensor:
         """Count a pass forward for each of its rows, and one back for each row of every gradient that is later asked of it."""
-        self.forward_rows += len(score_R)
+        self.count_forward(len(score_R))
         if score_R.requires_grad:
             score_R.register_hook(self._count_backward)
         return score_R
+
+    def count_forward(self, num_rows: int) -> None:
+        """For a method that runs a part of the model by itself: a row through a tower counts as a row."""
+        self.forward_rows += num_rows
 
     def _count_backward(self, gradient: Tensor) -> None:
         self.backward_rows += len(gradient)
@@ -114,7 +119,7 @@ def explain(model: nn.Module | Family, batch: Any, target: Target | None, method
 
     Raises:
         InputError: unknown model, method or setting; a target out of range; a caption without tokens or longer than the context; a method
-            that the family lacks (``families.Lacks``); values that are not finite.
+            that the family lacks (``Lacks``); values that are not finite.
     """
     function = check_method(method)
     family = family_of(model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -41,25 +41,25 @@ def record_attention(model: nn.Module, layers: Collection[str] | None = None) ->
     Raises:
         InputError: a name in ``layers`` is no attention of the model; inside the context, a layer is called for the second time.
     """
-    with record(model, layers, weights_of) as maps:
+    with record(model, dict.fromkeys(attention_layers(model) if layers is None else layers, weights_of)) as maps:
         yield maps
 
 
 @contextmanager
-def record(model: nn.Module, layers: Collection[str] | None, keep: Callable[[AttentionCall], Recorded]) -> Iterator[dict[str, Recorded]]:
-    """What ``keep`` makes of each attention's call, by module path; as ``record_attention``, which raises the same."""
+def record(model: nn.Module, keep: Mapping[str, Callable[[AttentionCall], Recorded]]) -> Iterator[dict[str, Recorded]]:
+    """By module path, what each attention's function makes of its call, in the order of the calls; as ``record_attention``, which raises
+    the same."""
     known = attention_layers(model)
-    for name in layers or ():
+    for name in keep:
         if name not in known:
             raise InputError(unknown_layer(name, known))
-    chosen = known if layers is None else {name: known[name] for name in layers}
     found: dict[str, Recorded] = {}
     listening: list[tuple[Attention, Listener]] = []
     try:
-        for name, layer in chosen.items():
-            listener = _recorder(name, found, keep)
-            layer.tap.listeners.append(listener)
-            listening.append((layer, listener))
+        for name, function in keep.items():
+            listener = _recorder(name, found, function)
+            known[name].tap.listeners.append(listener)
+            listening.append((known[name], listener))
         yield found
     finally:
         for layer, listener in listening:

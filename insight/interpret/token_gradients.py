@@ -34,7 +34,7 @@ def legrad(subject: Subject, start_layer: int = 0) -> Values:
     """
     inputs, flow = subject.inputs, subject.family.flow
     image, text = (from_layer(names, start_layer) for names in (flow.image, flow.text))
-    with torch.enable_grad(), record(subject.family.model, [*image, *text], itself) as calls:
+    with torch.enable_grad(), record(subject.family.model, dict.fromkeys([*image, *text], itself)) as calls:
         scores = subject.family.layer_scores(inputs)
         counted = [*scores.image[len(scores.image) - len(image) :], *scores.text[len(scores.text) - len(text) :]]
         gradients = at_outputs(subject.counted(torch.stack(counted).sum(dim=0)), calls)
@@ -68,7 +68,10 @@ def grad_eclip(subject: Subject) -> Values:
     """
     flow, inputs = subject.family.flow, subject.inputs
     last_text, last_image = flow.fusion[-1] if flow.fusion else (last(flow.text), last(flow.image))
-    with torch.enable_grad(), record(subject.family.model, [name for name in (last_image, last_text) if name], itself) as calls:
+    with (
+        torch.enable_grad(),
+        record(subject.family.model, dict.fromkeys([name for name in (last_image, last_text) if name], itself)) as calls,
+    ):
         score_R = subject.score(with_gradient(inputs))
         gradients = at_outputs(score_R, calls)
     layers = attention_layers(subject.family.model)

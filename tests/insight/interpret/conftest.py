@@ -103,3 +103,17 @@ def scores_of_all_masks() -> Callable[[Family, ImageTextBatch, int, int, Tensor]
             return family.score(whole._replace(image_RND=image, text_RTD=text, image_mask_RN=image_mask, text_mask_RT=text_mask)).double()
 
     return scores
+
+
+@pytest.fixture
+def explicit_attention(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """From here on attention is softmax(q k^T) v step by step; the list gets each call's softmax, (B, H, T, S), for autograd to see."""
+    weights: list[Tensor] = []
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        scores = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5
+        weights.append((scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(dim=-1))
+        return weights[-1] @ value
+
+    monkeypatch.setattr("insight.nn.attention.attend", attend)
+    return weights
