@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from insight.errors import InputError
+from insight.interpret.explain import looking_at
 from insight.interpret.family import Family, Target
 from insight.interpret.record import record
-from insight.interpret.untouched import untouched
 from insight.nn.attention import AttentionCall, attention_weights
 
 
@@ -55,17 +55,17 @@ def record_heads(family: Family, num_patches: int = 8) -> Iterator[dict[str, Hea
         yield found
 
 
-def head_statistics(family: Family, batch: Any, target: Target | None = None, num_patches: int = 8) -> dict[str, dict[str, Tensor]]:
+def head_statistics(
+    model: nn.Module | Family, batch: Any, target: Target | None = None, num_patches: int = 8
+) -> dict[str, dict[str, Tensor]]:
     """Means over rows and queries by module path and name, (H,) each; padding is left out, the model is left as it was.
 
     Always ``entropy``; of what reads the image ``class_mass``; of the image tower ``class_entropy`` (of the class token's own row) and
     ``distance``, with entropy and mass over the patches; of words that read the image ``text_to_image``, the share that patches get.
     """
-    with untouched(family.model):
-        rows, _ = family.rows(batch, target)
-        with record_heads(family, num_patches) as records:
-            family.score(family.embed(rows))
-        return {name: _summary(one, rows.text_mask_RT) for name, one in records.items()}
+    with looking_at(model, batch, target) as subject, record_heads(subject.family, num_patches) as records:
+        subject.score(subject.inputs)
+        return {name: _summary(one, subject.rows.text_mask_RT) for name, one in records.items()}
 
 
 def _summary(one: HeadRecord, mask_RT: Tensor | None) -> dict[str, Tensor]:
