@@ -14,8 +14,9 @@ import dataclasses
 import functools
 import inspect
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ class Values(NamedTuple):
     image_RP: Tensor | None = None  # patches row by row, without the class token
     text_RT: Tensor | None = None
     pairs_RTP: Tensor | None = None  # what each text token has to do with each patch
-    diagnostics: dict[str, Tensor] = {}  # how far the method's own promises hold, (R,) each
+    diagnostics: Mapping[str, Tensor] = MappingProxyType({})  # how far the method's own promises hold, (R,) each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +141,7 @@ def check_method(method: Call) -> Callable[..., Values]:
     """The method's function, after a look at the settings.
 
     Raises:
-        InputError: no such function, it is no method, or a setting that it lacks; the message names the nearest.
+        InputError: no such function, it is no method, a setting that it lacks (the message names the nearest) or of another type.
     """
     function = load(method.function, "method.function")
     if next(iter(inspect.signature(function).parameters), None) != "subject":
@@ -149,6 +150,12 @@ def check_method(method: Call) -> Callable[..., Values]:
     missing.remove("subject")
     if missing:
         raise InputError(f"method.arguments: {method.function} needs {', '.join(missing)}")
+    hints = get_type_hints(function)
+    for name, value in method.arguments.items():
+        kind = hints.get(name)
+        fits = type(value) is kind or (kind is float and type(value) is int)
+        if kind in (bool, int, float, str) and not fits:
+            raise InputError(f"method.arguments.{name}={value!r}: must be {kind.__name__}, not {type(value).__name__}")
     return function
 
 
