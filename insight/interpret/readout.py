@@ -29,7 +29,8 @@ def read_kernel_shap(design: ShapleyDesign, value_GK: Tensor) -> Attribution:
     largest part of the error where a picture with few patches is another thing to the model than one with many.
 
     The error is that of the linearised fit under the design: only drawn strata have one, a pair of masks is one draw, and drawing without
-    repetition counts. It does not know of sizes that the budget left out altogether.
+    repetition counts. It does not know of sizes that the budget left out altogether, and near the smallest budget
+    it is too small (about 4 of 5 values lie within two errors, from about 8 masks a player on 9 of 10, from 16 on 19 of 20).
     """
     value_GK = value_GK.double()
     kept_KM, players = design.kept_KM.double(), design.kept_KM.shape[1]

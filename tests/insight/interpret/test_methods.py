@@ -15,7 +15,7 @@ from insight.mps_guard import mps_guard
 from insight.stages import Call
 
 FAMILIES = {family.name: family for family in tiny_families()}
-FEW = {"steps": 3, "samples": 2, "budget": 70, "permutations": 2, "masks": 40}  # enough to see that it runs
+FEW = {"steps": 3, "samples": 2, "budget": 98, "permutations": 2, "masks": 40}  # enough to see that it runs
 
 
 def listed():
