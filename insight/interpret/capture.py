@@ -5,13 +5,12 @@ B examples, H heads, T text tokens, N image tokens (row 0 = class token).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from insight.data.batch import ImageTextBatch
 from insight.data.images import denormalise
@@ -19,6 +18,7 @@ from insight.errors import InputError
 from insight.interpret.maps import BoxedPhrase, Example, WordSpan
 from insight.interpret.record import attention_layers, record_attention, unknown_layer
 from insight.interpret.rollout import rollout
+from insight.interpret.untouched import evaluating
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.models.multimodal import MultiModalTransformer
 
@@ -46,19 +46,6 @@ def shown_layers(model: MultiModalTransformer, layers: Collection[str] | None) -
             raise InputError(f"layers: {unknown_layer(name, known)}")
         found.append(full)
     return tuple(found)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, without gradients; every module's own mode is restored."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def capture(model: MultiModalTransformer, image_B3HW: Tensor, tokens_BT: Tensor, mask_BT: Tensor) -> dict[str, np.ndarray]:

@@ -5,8 +5,9 @@ import torch
 from insight.data.batch import ImageTextBatch, Phrase
 from insight.data.images import normalise
 from insight.errors import InputError
-from insight.interpret.capture import capture, evaluating, examples_of, shown_layers
+from insight.interpret.capture import capture, examples_of, shown_layers
 from insight.interpret.record import attention_layers, record_attention
+from insight.interpret.untouched import evaluating
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.models.multimodal import MultiModalTransformer
 
