@@ -70,8 +70,8 @@ class Stage:
 
     Args:
         epochs: Passes over the training split (the most, when ``patience`` is set).
-        train: Patterns over parameter names, e.g. ``model.image.*``; what matches none is frozen, and so is what ``!model.word_head.*`` takes
-            out again. A pattern that matches nothing is an error.
+        train: Patterns over parameter names, e.g. ``model.image.*``; what matches none is frozen, and so is what
+            ``!model.word_head.*`` takes out again. A pattern that matches nothing is an error.
         losses: Terms of the loss by name.
         learning_rate: Rate of what no pattern of ``learning_rates`` names.
         learning_rates: Pattern over parameter names -> its own rate; the first that matches counts.
