@@ -70,7 +70,7 @@ def rates(data: str, arm: str, factor: float) -> list[str]:
     overrides = []
     for name, stage in stages.items():
         overrides.append(f"stages.{name}.learning_rate={stage.learning_rate * factor}")
-        parts = ", ".join(f"'{pattern}': {rate * factor}" for pattern, rate in stage.get("learning_rates", {}).items())
+        parts = ", ".join(f"{pattern}: {rate * factor}" for pattern, rate in stage.get("learning_rates", {}).items())
         overrides += [f"stages.{name}.learning_rates={{{parts}}}"] if parts else []
     return overrides
 
