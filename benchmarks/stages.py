@@ -83,6 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=["scenes", "flickr30k"], default="scenes")
     parser.add_argument("--root", help="folder of Flickr30k, for --data flickr30k")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="configs/stages to compare")
     parser.add_argument("--work", default="outputs/benchmark_stages", help="where the runs are kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--factors", type=float, nargs="+", default=[1.0, 2.0], help="tried on all learning rates of an arm")
@@ -90,7 +91,7 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, default=2, help="runs at the same time")
     parser.add_argument("--override", nargs="*", default=[], help="further key=value for every run")
     arguments = parser.parse_args()
-    trials = [(arm, factor) for factor in arguments.factors for arm in ARMS]
+    trials = [(arm, factor) for factor in arguments.factors for arm in arguments.arms]
     overrides = {(arm, factor): rates(arguments.data, arm, factor) for arm, factor in trials}
 
     def started(arm: str, seed: int, factor: float) -> dict:
@@ -98,8 +99,8 @@ def main() -> None:
 
     with ThreadPoolExecutor(arguments.parallel) as pool:
         tried = dict(zip(trials, pool.map(lambda trial: started(trial[0], arguments.seeds[0], trial[1]), trials), strict=True))
-        best = {arm: max(arguments.factors, key=lambda factor, arm=arm: final_recall(tried[arm, factor])) for arm in ARMS}
-        jobs = [(arm, seed) for seed in arguments.seeds for arm in ARMS]
+        best = {arm: max(arguments.factors, key=lambda factor, arm=arm: final_recall(tried[arm, factor])) for arm in arguments.arms}
+        jobs = [(arm, seed) for seed in arguments.seeds for arm in arguments.arms]
         runs = dict(zip(jobs, pool.map(lambda job: started(job[0], job[1], best[job[0]]), jobs), strict=True))
     report: dict = {
         "command": " ".join(["python -m benchmarks.stages", *sys.argv[1:]]),
@@ -109,7 +110,7 @@ def main() -> None:
         "rate_factor": best,
         "arms": {},
     }
-    for arm in ARMS:
+    for arm in arguments.arms:
         summaries = [runs[arm, seed] for seed in arguments.seeds]
         seconds = [sum(stage["cpu_seconds"] for stage in summary["stages"]) for summary in summaries]
         figures = {name: [summary["test"][name] for summary in summaries] for name in SHOWN if name in summaries[0]["test"]}
@@ -129,15 +130,16 @@ def spread(values: list[float]) -> str:
 
 def table(report: dict) -> str:
     """The report as a Markdown table."""
-    names = [name for name in SHOWN if name in report["arms"][ARMS[0]]["test"]]
-    lines = ["| | " + " | ".join(ARMS) + " |", "|---|" + "---|" * len(ARMS)]
-    lines += [f"| {SHOWN[name]} | " + " | ".join(spread(report["arms"][arm]["test"][name]) for arm in ARMS) + " |" for name in names]
+    arms = list(report["arms"])
+    names = [name for name in SHOWN if name in next(iter(report["arms"].values()))["test"]]
+    lines = ["| | " + " | ".join(arms) + " |", "|---|" + "---|" * len(arms)]
+    lines += [f"| {SHOWN[name]} | " + " | ".join(spread(report["arms"][arm]["test"][name]) for arm in arms) + " |" for name in names]
     lines.append(
         "| CPU-seconds of training and validation | "
-        + " | ".join(f"{statistics.mean(report['arms'][arm]['cpu_seconds']):.0f}" for arm in ARMS)
+        + " | ".join(f"{statistics.mean(report['arms'][arm]['cpu_seconds']):.0f}" for arm in arms)
         + " |"
     )
-    for arm in ARMS:
+    for arm in arms:
         reached = ", ".join(f"{stage['name']} {spread(stage['val/mean_recall'])}" for stage in report["arms"][arm]["after_each_stage"])
         lines.append(f"\n{arm}, validation mean recall after each stage: {reached}")
     return "\n".join(lines)
