@@ -37,8 +37,8 @@ def batch(rows: list[int] = CAPTION_ROW) -> ImageTextBatch:
     return ImageTextBatch(image, None, tokens, tokens != PAD, torch.tensor(rows), *ids, texts, names, ())
 
 
-def quantities(model, served, seed=0) -> CrossAttentionQuantities:
-    return CrossAttentionQuantities(model, served, torch.Generator().manual_seed(seed))
+def quantities(model, served, seed=0, fuse_every=1) -> CrossAttentionQuantities:
+    return CrossAttentionQuantities(model, served, torch.Generator().manual_seed(seed), fuse_every=fuse_every)
 
 
 def test_word_counts_are_those_of_a_loop_over_the_captions(model):
@@ -74,6 +74,20 @@ def test_the_first_caption_of_each_picture_is_matched_with_its_picture_and_two_w
     for row, logits in enumerate(values.match_logits[3:]):
         wrong = [(b, c) for (b, c), expected in every.items() if torch.allclose(expected, logits, atol=1e-5)]
         assert any(c == first[row] if row < 3 else b == row - 3 for b, c in wrong)
+
+
+def test_fusing_every_second_picture_gives_what_fusing_all_gives_for_those(model):
+    served = batch()
+    every, second = quantities(model, served), quantities(model, served, fuse_every=2)
+    assert second.match_targets.tolist() == [1] * 2 + [0] * 4
+    kept = [row + 3 * part for part in range(3) for row in (0, 2)]  # own pairs, wrong pictures, wrong captions
+    torch.testing.assert_close(second.match_logits, every.match_logits[kept], atol=1e-5, rtol=1e-5)
+    # the lots of the hidden words are drawn after those of the wrong partners, so that they are equal too
+    assert torch.equal(second._hidden.tokens, every._hidden.tokens[[0, 2]])
+    torch.testing.assert_close(second.masked_logits, every.masked_logits[[0, 2]], atol=1e-5, rtol=1e-5)
+    assert torch.equal(second.masked_targets, every.masked_targets[[0, 2]])
+    assert float(second.masked_count) == float((every.masked_targets[[0, 2]] != IGNORED).sum())
+    assert torch.equal(second.image_embedding, every.image_embedding)
 
 
 def test_a_batch_of_one_picture_has_no_wrong_pairs(model):
