@@ -202,13 +202,16 @@ class CrossAttentionQuantities(Quantities):
         return self._pairs[1]
 
     @cached_property
-    def _hidden(self) -> HiddenWords:
-        """The fused captions with a quarter of their words hidden, by lot; equal for every number of devices."""
-        tokens_FT = self._batch.tokens[self._first[self._fused]]
+    def _lots(self) -> Tensor:
+        """(B, T): which places of each picture's captions are hidden; equal for every number of devices."""
         own, context_length = len(self._batch.image_id), self._model.text.embedding.context_length
-        scores = torch.rand(own * world_size(), context_length, generator=self._generator)
-        scores_FT = scores[rank() * own + self._fused.cpu(), : tokens_FT.shape[1]]
-        return hide_words(tokens_FT, scores_FT.to(tokens_FT.device))
+        lots = torch.rand(own * world_size(), context_length, generator=self._generator)
+        return lots[rank() * own :][:own, : self._batch.tokens.shape[1]].to(self._batch.tokens.device)
+
+    @cached_property
+    def _hidden(self) -> HiddenWords:
+        """The fused captions with a quarter of their words hidden."""
+        return hide_words(self._batch.tokens[self._first[self._fused]], self._lots[self._fused])
 
     @cached_property
     def masked_logits(self) -> Tensor:
@@ -226,3 +229,24 @@ class CrossAttentionQuantities(Quantities):
     def masked_count(self) -> Tensor:
         """(): hidden words of all devices divided by the number of devices."""
         return gather((self.masked_targets != IGNORED).sum()[None]).sum() / world_size()
+
+    @cached_property
+    def _hidden_alone(self) -> HiddenWords:
+        """All captions with a quarter of their words hidden."""
+        return hide_words(self._batch.tokens, self._lots[self._batch.caption_row])
+
+    @cached_property
+    def text_masked_logits(self) -> Tensor:
+        """(C, P, V): what stands at the hidden places of this device's captions, by the text tower alone."""
+        hidden = self._hidden_alone
+        return self._model.name_words(self._model.encode_text(hidden.tokens, self._batch.token_mask).tokens, hidden.position)
+
+    @cached_property
+    def text_masked_targets(self) -> Tensor:
+        """(C, P)"""
+        return self._hidden_alone.target
+
+    @cached_property
+    def text_masked_count(self) -> Tensor:
+        """(): hidden words of all devices divided by the number of devices."""
+        return gather((self.text_masked_targets != IGNORED).sum()[None]).sum() / world_size()

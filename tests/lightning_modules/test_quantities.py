@@ -120,3 +120,19 @@ def test_what_is_hidden_depends_on_the_seed_alone_and_not_on_the_padding(model):
     same, again = quantities(model, served)._hidden.tokens, quantities(model, wider)._hidden.tokens
     assert torch.equal(again[:, :8], same)
     assert not torch.equal(quantities(model, served, seed=1)._hidden.tokens, same)
+
+
+def test_hidden_words_are_named_by_the_text_tower_alone_in_every_caption(model):
+    served = batch()
+    values = quantities(model, served)
+    hidden = values._hidden_alone
+    assert (hidden.tokens == MASK).sum(dim=1).tolist() == [1, 1, 1, 2, 2, 1]  # a quarter of 2 to 6 words, rounded up
+    for row in range(len(CAPTION_ROW)):
+        encoded = model.encode_text(hidden.tokens[[row]], served.token_mask[[row]]).tokens[0]
+        for place, column in enumerate(hidden.position[row].tolist()):
+            torch.testing.assert_close(values.text_masked_logits[row, place], model.masked_head(encoded[column]), atol=1e-5, rtol=1e-5)
+            target = int(values.text_masked_targets[row, place])
+            assert target == (int(served.tokens[row, column]) if int(hidden.tokens[row, column]) == MASK else IGNORED)
+    assert float(values.text_masked_count) == 8
+    blank = served._replace(image=torch.zeros_like(served.image))
+    assert torch.equal(quantities(model, blank).text_masked_logits, values.text_masked_logits)
