@@ -1,5 +1,7 @@
 """Three stages against one end-to-end stage of equal compute: the same tuning budget, the same seeds, mean and spread.
 
+``one_stage`` has the losses of the last of the three stages, ``one_stage_all`` those of all three at once.
+
     python -m benchmarks.stages --data scenes
     python -m benchmarks.stages --data flickr30k --root PATH
 
@@ -22,7 +24,7 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
-ARMS = ("three_stages", "one_stage")
+ARMS = ("three_stages", "one_stage", "one_stage_all")
 RESULTS = Path(__file__).parent / "results"
 SHOWN = {
     "test/image_to_text_recall_at_1": "i2t R@1",
@@ -52,7 +54,7 @@ def run(arguments: argparse.Namespace, arm: str, seed: int, factor: float) -> di
         ]
         command += [f"run_dir={folder}", "tracking.enabled=false", "trainer=cpu", "~callbacks.attention_maps", "~callbacks.canary"]
         command += [f"data.init_args.root={arguments.root}"] if arguments.root else []
-        command += rates(arm, factor)
+        command += rates(arguments.data, arm, factor)
         command += arguments.override
         environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "MKL_NUM_THREADS": str(arguments.threads)}
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,10 +63,10 @@ def run(arguments: argparse.Namespace, arm: str, seed: int, factor: float) -> di
     return json.loads((folder / "summary.json").read_text())
 
 
-def rates(arm: str, factor: float) -> list[str]:
+def rates(data: str, arm: str, factor: float) -> list[str]:
     """Overrides that multiply every learning rate of an arm's stages."""
     with initialize_config_dir(version_base="1.3", config_dir=str(Path(__file__).resolve().parents[1] / "configs")):
-        stages = compose("train", overrides=[f"stages={arm}"]).stages
+        stages = compose("train", overrides=[f"data={data}", f"stages={arm}"]).stages
     overrides = []
     for name, stage in stages.items():
         overrides.append(f"stages.{name}.learning_rate={stage.learning_rate * factor}")

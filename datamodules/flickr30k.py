@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.captions import SPLITS
-from datamodules.entities import read_entities
 from datamodules.flickr30k_files import Flickr30kFiles, HardNegative, Picture, fingerprint, read_flickr30k, read_hard_negatives, remedies
 from datamodules.image_cache import ImageCache, build_cache
 from datamodules.loading import EpochBatches, ResumableLoader, evaluation_loader, rank_share
-from datamodules.samples import Phrases, Split, TrainingSamples, find_phrases, split_texts
+from datamodules.phrases import Phrases, read_phrases
+from datamodules.samples import Split, TrainingSamples, split_texts
 from insight.data.batch import ImageTextBatch
 from insight.data.images import ImageTransform
 from insight.data.text import Tokenizer
@@ -184,10 +184,7 @@ class Flickr30kDataModule(LightningDataModule):
         self.prepare_data()  # on every process; finds the cache that the first one made
         if self._splits:
             return
-        found = read_entities(self.locate(), [picture.filename for picture in self._pictures]) if self.entities else None
-        self._phrases, num_lost = find_phrases(self._pictures, found or {})
-        if num_lost:
-            logger.info("%d phrases of Flickr30k Entities are not in the captions word for word, and left out", num_lost)
+        self._phrases = read_phrases(self.locate(), self._pictures, self.cache_dir) if self.entities else {}
         self._make_splits()
 
     def _make_splits(self) -> None:

@@ -6,22 +6,20 @@ C captions of the split, T token positions.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.entities import Entities, align
 from datamodules.flickr30k_files import Picture
 from datamodules.image_cache import ImageCache
 from datamodules.loading import SampleKey
+from datamodules.phrases import Phrases
 from insight.data.batch import ImageTextBatch, Phrase
 from insight.data.images import Crop, ImageTransform, normalise
 from insight.data.text import Tokenizer
-
-Phrases = dict[str, tuple[tuple[Phrase, ...], ...]]  # file name -> caption -> its phrases
 
 
 class SplitTexts(NamedTuple):
@@ -47,22 +45,6 @@ def split_texts(pictures: Sequence[Picture], phrases: Phrases, tokenizer: Tokeni
     marked = tuple(one for picture in pictures for one in phrases.get(picture.filename, (nothing,) * len(picture.captions)))
     tokens_CT, mask_CT = tokenizer.encode(texts, context_length)
     return SplitTexts(texts, tuple(first), tokens_CT, mask_CT, marked)
-
-
-def find_phrases(pictures: Sequence[Picture], entities: Mapping[str, Entities]) -> tuple[Phrases, int]:
-    """Phrases of every caption by file name, and how many of Entities' phrases could not be found in the captions."""
-    found, num_lost = {}, 0
-    for picture in pictures:
-        if picture.filename not in entities:
-            continue
-        sentences, boxes = entities[picture.filename]
-        rows = []
-        for text, number in zip(picture.captions, picture.numbers, strict=True):
-            spans, lost = align(text, number, sentences)
-            num_lost += lost
-            rows.append(tuple(Phrase(-1, text[a:b], a, b, chain, boxes.get(chain, ())) for a, b, chain in spans))
-        found[picture.filename] = tuple(rows)
-    return found, num_lost
 
 
 class Sample(NamedTuple):
@@ -149,7 +131,7 @@ class TrainingSamples(Dataset):
         captions = list(self.split.texts.of(index))
         if self.captions_per_image != "all":
             order = lot.sample(captions, len(captions))
-            captions = sorted(order[turn % len(order)] for turn in range(self.captions_per_image))
+            captions = [order[turn % len(order)] for turn in range(self.captions_per_image)]
         image, crop = self.transform.augment(picture, lot)
         view = self.transform.augment(picture, lot)[0] if self.views == 2 else None
         return Sample(index, image, view, captions, crop)

@@ -16,6 +16,7 @@ from torch import Tensor
 from insight.errors import InputError
 
 NO_NEGATIVE = -1  # from hard_negatives(): the row has no negative at all
+IGNORED = -100  # a target that is no target
 
 
 def contrastive(image_embedding: Tensor, text_embedding: Tensor, positives: Tensor, scale: Tensor) -> Tensor:
@@ -120,6 +121,37 @@ def hard_negatives(
         rows = (scores + gumbel).masked_fill(positives, -math.inf).argmax(dim=1)
         drawn.append(rows.masked_fill(positives.all(dim=1), NO_NEGATIVE).to(similarity_BC.device))
     return drawn[0], drawn[1]
+
+
+def word_classification(word_logits: Tensor, word_counts: Tensor) -> Tensor:
+    """Which words do people use of this picture? The image tower alone, with the tokens of the captions as classes.
+
+    Softmax cross-entropy to N-hot targets that are weighted by inverse document frequency and divided by their sum: section 3 of
+    https://arxiv.org/abs/2411.03313, with the frequencies of the batch: ``log(B / pictures with the word)``. So what is said of every
+    picture weighs nothing. Pictures whose every word is such are left out.
+
+    Args:
+        word_logits: (B, V)
+        word_counts: (B, V), how often each token occurs in the picture's captions; more than once counts once.
+    """
+    present_BV = (word_counts > 0).float()
+    frequency_V = present_BV.sum(dim=0).clamp(min=1)
+    weight_BV = present_BV * (len(present_BV) / frequency_V).log()
+    sum_B = weight_BV.sum(dim=1)
+    loss_B = -(F.log_softmax(word_logits.float(), dim=1) * weight_BV).sum(dim=1) / sum_B.clamp(min=1e-6)
+    return loss_B.sum() / (sum_B > 0).sum().clamp(min=1)
+
+
+def masked_language_modelling(masked_logits: Tensor, masked_targets: Tensor, masked_count: Tensor) -> Tensor:
+    """Name the hidden words from the words around them and the picture: https://arxiv.org/abs/2107.07651, equation 4.
+
+    Args:
+        masked_logits: (B, P, V)
+        masked_targets: (B, P) int64, ``IGNORED`` where there is nothing to name.
+        masked_count: (), hidden words of the whole batch divided by the number of devices: the mean over devices is the mean over words.
+    """
+    loss = F.cross_entropy(masked_logits.float().flatten(0, 1), masked_targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    return loss / masked_count.clamp(min=1)
 
 
 def decorrelation(image_embedding: Tensor, text_embedding: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ class LossTerm:
 
     Args:
         function: Import path of a function, e.g. ``insight.losses.contrastive``. The names of its parameters say which quantities it needs.
-        weight: Factor of the term in the sum.
+        weight: Factor of the term in the sum; 0 leaves the term out.
         arguments: Settings of the function, by parameter name.
     """
 
@@ -182,10 +182,10 @@ def check_arguments(function: Callable[..., Any], given: Iterable[str], key: str
 def bind_losses(
     losses: dict[str, LossTerm], quantities: Iterable[str], key: str
 ) -> dict[str, tuple[Callable[..., Any], LossTerm, list[str]]]:
-    """Each term with its function and the quantities that it needs.
+    """Each term with its function and the quantities that it needs; terms of weight 0 are checked, and left out.
 
     Raises:
-        InputError: unknown function, unknown argument, or a quantity that this model does not have.
+        InputError: unknown function, unknown argument, a quantity that this model does not have, or no term that counts.
     """
     if not losses:
         raise InputError(f"{key}: a stage needs at least one loss, e.g. contrastive: {{function: insight.losses.contrastive}}")
@@ -199,7 +199,10 @@ def bind_losses(
                 raise InputError(
                     f"{key}.{name}: {term.function} needs '{parameter}', which this model cannot compute{nearest(parameter, quantities)}"
                 )
-        bound[name] = (function, term, needed)
+        if term.weight:
+            bound[name] = (function, term, needed)
+    if not bound:
+        raise InputError(f"{key}: every term has weight 0, so there is nothing to learn from")
     return bound
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,10 +12,12 @@ from insight.data.batch import ImageTextBatch
 from insight.errors import InputError
 from insight.metrics import rerank, retrieval_scores
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
+from insight.models.multimodal import ImageFeatures, TextFeatures
 from lightning_modules.base import ImageTextModule
 from lightning_modules.quantities import CrossAttentionQuantities
 
 PAIRS_AT_ONCE = 1024
+Features = TypeVar("Features", ImageFeatures, TextFeatures)
 
 
 class CrossAttentionModule(ImageTextModule):
@@ -87,32 +91,35 @@ class CrossAttentionModule(ImageTextModule):
             self.log_dict({name.replace("test/", "test/reranked_"): value for name, value in self.matched_hard_negatives().items()})
         self._test_batches = []
 
-    def _test_tokens(self) -> tuple[Tensor, Tensor, Tensor]:
-        images = torch.cat([self.model.encode_image(batch.image).tokens for batch in self._test_batches])
+    def _test_features(self) -> tuple[ImageFeatures, TextFeatures, Tensor]:
+        """Of all pictures and captions of the test, and the captions' mask."""
+        images = [self.model.encode_image(batch.image) for batch in self._test_batches]
         longest = max(batch.tokens.shape[1] for batch in self._test_batches)
         texts, masks = [], []
         for batch in self._test_batches:
-            missing = longest - batch.tokens.shape[1]
-            texts.append(F.pad(self.model.encode_text(batch.tokens, batch.token_mask).tokens, (0, 0, 0, missing)))
+            missing, features = longest - batch.tokens.shape[1], self.model.encode_text(batch.tokens, batch.token_mask)
+            texts.append(features._replace(tokens=F.pad(features.tokens, (0, 0, 0, missing))))
             masks.append(F.pad(batch.token_mask, (0, missing)))
-        return images, torch.cat(texts), torch.cat(masks)
+        return (
+            ImageFeatures(*map(torch.cat, zip(*images, strict=True))),
+            TextFeatures(*map(torch.cat, zip(*texts, strict=True))),
+            torch.cat(masks),
+        )
 
     def reranked(self) -> dict[str, float]:
-        """Retrieval scores after the matching head has re-ordered the top candidates of the towers, both directions."""
-        rows = self._test_rows
-        images_BND, texts_CTD, mask_CT = self._test_tokens()
+        """Retrieval scores after the pair scores have re-ordered the top candidates of the towers, both directions."""
+        image, text, mask_CT = self._test_features()
         image_id = torch.cat([batch.image_id for batch in self._test_batches])
         caption_image_id = torch.cat([batch.image_id[batch.caption_row] for batch in self._test_batches])
-        scores_BC = torch.cat([row.image_embedding for row in rows]) @ torch.cat([row.text_embedding for row in rows]).T
 
         def match(image_rows: Tensor, caption_rows: Tensor) -> Tensor:
-            parts = zip(image_rows.split(PAIRS_AT_ONCE), caption_rows.split(PAIRS_AT_ONCE), strict=True)
-            return torch.cat([self._log_odds(texts_CTD[c], mask_CT[c], images_BND[b]) for b, c in parts])
+            return self.model.pair_scores(_rows(text, caption_rows), mask_CT[caption_rows], _rows(image, image_rows))
 
-        return retrieval_scores(rerank(scores_BC, image_id, caption_image_id, match, self.rerank_top_k))
+        scores_BC = image.embedding @ text.embedding.T
+        return retrieval_scores(rerank(scores_BC, image_id, caption_image_id, match, self.rerank_top_k, PAIRS_AT_ONCE))
 
     def matched_hard_negatives(self) -> dict[str, float]:
-        """Hard negatives told apart by the matching head."""
+        """Hard negatives told apart by the pair scores."""
         names = [name for batch in self._test_batches for name in batch.filenames]
         pixels = dict(zip(names, torch.cat([batch.image for batch in self._test_batches]), strict=True))
 
@@ -122,12 +129,12 @@ class CrossAttentionModule(ImageTextModule):
             scores = []
             for start in range(0, len(texts), PAIRS_AT_ONCE):
                 part = slice(start, start + PAIRS_AT_ONCE)
-                image = self.model.encode_image(torch.stack([pixels[name] for name in filenames[part]])).tokens
-                scores.append(self._log_odds(self.model.encode_text(tokens[part], mask[part]).tokens, mask[part], image))
+                image = self.model.encode_image(torch.stack([pixels[name] for name in filenames[part]]))
+                scores.append(self.model.pair_scores(self.model.encode_text(tokens[part], mask[part]), mask[part], image))
             return torch.cat(scores)
 
         return self.hard_negative_scores(match)
 
-    def _log_odds(self, text_CTD: Tensor, mask_CT: Tensor, image_CND: Tensor) -> Tensor:
-        logits_C2 = self.model.match(text_CTD, mask_CT, image_CND)
-        return logits_C2[:, 1] - logits_C2[:, 0]
+
+def _rows(features: Features, rows: Tensor) -> Features:
+    return type(features)(*(tensor[rows] for tensor in features))

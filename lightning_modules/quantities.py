@@ -1,6 +1,7 @@
 """What a loss may ask for by the name of a parameter, computed once, and only when asked.
 
-B pictures and C captions over all devices, E width of the embedding, M pairs that are matched, N image tokens, T text tokens, D width.
+B pictures and C captions over all devices, E width of the embedding, M pairs that are matched, N image tokens, T text tokens, D width,
+V vocabulary, P hidden places of a caption.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from insight.data.batch import ImageTextBatch
+from insight.data.text import SPECIAL
 from insight.errors import InputError
 from insight.gather import gather, rank, world_size
-from insight.losses import NO_NEGATIVE, hard_negatives
+from insight.losses import IGNORED, NO_NEGATIVE, hard_negatives
+from insight.masking import HiddenWords, hide_words
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.models.multimodal import ImageFeatures, MultiModalTransformer, TextFeatures
 
@@ -94,6 +97,20 @@ class Quantities:
         return self.image_id[:, None] == self.caption_image_id[None, :]
 
     @cached_property
+    def word_logits(self) -> Tensor:
+        """(B, V): by the image tower alone."""
+        return gather(self._model.classify_words(self._image))
+
+    @cached_property
+    def word_counts(self) -> Tensor:
+        """(B, V): tokens of the captions in the batch, special ones left out."""
+        batch, vocab_size = self._batch, self._model.text.embedding.vocab_size
+        place_CT = batch.caption_row[:, None] * vocab_size + batch.tokens
+        counts = torch.zeros(len(batch.image_id) * vocab_size, device=batch.tokens.device)
+        counts = counts.scatter_add(0, place_CT.flatten(), (batch.tokens >= len(SPECIAL)).flatten().float())
+        return gather(counts.view(-1, vocab_size))
+
+    @cached_property
     def previous_image_embedding(self) -> Tensor:
         """(B, E): by the model that the stage before left."""
         with torch.no_grad():
@@ -112,33 +129,44 @@ class Quantities:
 
 
 class CrossAttentionQuantities(Quantities):
-    """Adds the matched pairs: each caption with its own picture, with a hard other picture, and each picture with a hard other caption."""
+    """Adds what the fusion layers compute. They are the dear part, so they read one caption of each picture: the first one of the batch.
+
+    Matched are each caption with its own picture, each with a hard other picture, and each picture with a hard other caption.
+    """
 
     _model: CrossAttentionMultiModalTransformer
 
     @cached_property
+    def _first(self) -> Tensor:
+        """(B,): row of each picture's first caption, on this device."""
+        batch = self._batch
+        return torch.searchsorted(batch.caption_row, torch.arange(len(batch.image_id), device=batch.caption_row.device))
+
+    @cached_property
     def _pairs(self) -> tuple[Tensor, Tensor]:
         """Logits (M, 2) and targets (M,) of this device's share."""
-        batch, (tokens_BND, _), (tokens_CTD, _), mask_CT = self._batch, self._image, self._text, self._batch.token_mask
+        tokens_BTD, mask_BT = self._text.tokens[self._first], self._batch.token_mask[self._first]
         if world_size() > 1:  # the devices' longest captions differ
-            missing = self._model.text.embedding.context_length - tokens_CTD.shape[1]
-            tokens_CTD, mask_CT = F.pad(tokens_CTD, (0, 0, 0, missing)), F.pad(mask_CT, (0, missing))
-        own_images, own_captions = len(batch.image_id), len(batch.caption_id)
+            missing = self._model.text.embedding.context_length - mask_BT.shape[1]
+            tokens_BTD, mask_BT = F.pad(tokens_BTD, (0, 0, 0, missing)), F.pad(mask_BT, (0, missing))
+        own = len(mask_BT)
         with torch.no_grad():
-            similarity_BC = self.image_embedding.detach() @ self.text_embedding.detach().T * self.scale.detach()
-            caption_of_image_B, image_of_caption_C = hard_negatives(similarity_BC, self.positives, self._generator)
-        caption_of_image_B = caption_of_image_B[rank() * own_images :][:own_images]
-        image_of_caption_C = image_of_caption_C[rank() * own_captions :][:own_captions]
-        some_B, some_C = caption_of_image_B != NO_NEGATIVE, image_of_caption_C != NO_NEGATIVE  # all are, but for a batch of one picture
-        caption_of_image_B, image_of_caption_C = caption_of_image_B[some_B], image_of_caption_C[some_C]
-        all_images_BND, all_text_CTD, all_mask_CT = gather(tokens_BND), gather(tokens_CTD), gather(mask_CT)
+            text_BE = gather(self._text.embedding[self._first])
+            similarity_BB = self.image_embedding @ text_BE.T * self.scale
+            positives_BB = self.image_id[:, None] == self.image_id[None, :]
+            caption_of_image_B, image_of_caption_B = hard_negatives(similarity_BB, positives_BB, self._generator)
+        own_B = torch.arange(rank() * own, (rank() + 1) * own, device=mask_BT.device)
+        caption_of_image_B, image_of_caption_B = caption_of_image_B[own_B], image_of_caption_B[own_B]
+        some_B = caption_of_image_B != NO_NEGATIVE  # all are, but for a batch of one picture
+        all_text_BTD, all_mask_BT = gather(tokens_BTD), gather(mask_BT)
         logits_M2 = self._model.match(
-            torch.cat([tokens_CTD, tokens_CTD[some_C], all_text_CTD[caption_of_image_B]]),
-            torch.cat([mask_CT, mask_CT[some_C], all_mask_CT[caption_of_image_B]]),
-            torch.cat([tokens_BND[batch.caption_row], all_images_BND[image_of_caption_C], tokens_BND[some_B]]),
+            torch.cat([tokens_BTD, tokens_BTD[some_B], all_text_BTD[caption_of_image_B[some_B]]]),
+            torch.cat([mask_BT, mask_BT[some_B], all_mask_BT[caption_of_image_B[some_B]]]),
+            gather(self._image.tokens),
+            image_row_C=torch.cat([own_B, image_of_caption_B[some_B], own_B[some_B]]),
         )
         targets_M = torch.zeros(len(logits_M2), dtype=torch.int64, device=logits_M2.device)
-        targets_M[:own_captions] = 1
+        targets_M[:own] = 1
         return logits_M2, targets_M
 
     @cached_property
@@ -150,3 +178,29 @@ class CrossAttentionQuantities(Quantities):
     def match_targets(self) -> Tensor:
         """(M,): 1 = the pair belongs together."""
         return self._pairs[1]
+
+    @cached_property
+    def _hidden(self) -> HiddenWords:
+        """The first captions with a quarter of their words hidden, by lot; equal for every number of devices."""
+        tokens_BT = self._batch.tokens[self._first]
+        own, context_length = len(tokens_BT), self._model.text.embedding.context_length
+        scores = torch.rand(own * world_size(), context_length, generator=self._generator)
+        scores_BT = scores[rank() * own :][:own, : tokens_BT.shape[1]]
+        return hide_words(tokens_BT, scores_BT.to(tokens_BT.device))
+
+    @cached_property
+    def masked_logits(self) -> Tensor:
+        """(B, P, V): what stands at the hidden places of this device's captions."""
+        mask_BT, hidden = self._batch.token_mask[self._first], self._hidden
+        text_BTD = self._model.encode_text(hidden.tokens, mask_BT).tokens
+        return self._model.name_words(self._model.fuse(text_BTD, mask_BT, self._image.tokens), hidden.position)
+
+    @cached_property
+    def masked_targets(self) -> Tensor:
+        """(B, P)"""
+        return self._hidden.target
+
+    @cached_property
+    def masked_count(self) -> Tensor:
+        """(): hidden words of all devices divided by the number of devices."""
+        return gather((self.masked_targets != IGNORED).sum()[None]).sum() / world_size()

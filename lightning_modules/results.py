@@ -58,7 +58,8 @@ def stage_line(title: str, stage: Stage, model: ImageTextModule, trainer: L.Trai
     parameters = dict(model.named_parameters())
     trained = sum(parameters[name].numel() for name in matching(stage.train, parameters, f"stages.{title.split()[-1]}.train"))
     total = sum(parameter.numel() for parameter in parameters.values())
-    losses = " + ".join(f"{term.weight:g} {name}" if term.weight != 1 else name for name, term in stage.losses.items())
+    terms = {name: term.weight for name, term in stage.losses.items() if term.weight}
+    losses = " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in terms.items())
     limit = f"at most {stage.epochs} epochs" if stage.patience else f"{stage.epochs} epochs"
     device = f"{type(trainer.accelerator).__name__.removesuffix('Accelerator').lower()}, {trainer.precision}"
     return f"\n{title} on {device}: {limit}; trains {trained:,} of {total:,} parameters ({', '.join(stage.train)}); loss {losses}"

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from insight.errors import InputError
 
-PAD, START, END = 0, 1, 2  # token ids
-SPECIAL = ("[PAD]", "[START]", "[END]")
+PAD, START, END, MASK = 0, 1, 2, 3  # token ids
+SPECIAL = ("[PAD]", "[START]", "[END]", "[MASK]")
 SMALLEST_VOCABULARY = len(SPECIAL) + 256  # every byte has a token, so that no character is ever unknown
 
 

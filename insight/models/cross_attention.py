@@ -1,13 +1,14 @@
 """Dual encoder with fusion layers: text tokens read image tokens, and a head says whether the two belong together.
 
-C pairs (a caption and a picture each), T text tokens, N image tokens, D width. After https://arxiv.org/abs/2107.07651 (ALBEF), section 3.1.
+C pairs (a caption and a picture each), B pictures, T text tokens, N image tokens, D width, P hidden places of a caption, V vocabulary.
+After https://arxiv.org/abs/2107.07651 (ALBEF), section 3.1.
 """
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from insight.models.multimodal import MultiModalTransformer
+from insight.models.multimodal import ImageFeatures, MultiModalTransformer, TextFeatures
 from insight.nn.block import FusionBlock
 from insight.nn.linear import linear
 from insight.nn.pool import masked_mean
@@ -34,15 +35,48 @@ class CrossAttentionMultiModalTransformer(MultiModalTransformer):
         self.fusion = nn.ModuleList([FusionBlock(dim, heads, dropout=dropout) for _ in range(fusion_depth)])
         self.fusion_norm = nn.LayerNorm(dim)
         self.match_head = linear(dim, 2)
+        # its own rows, not the token embedding's: those are locked in some stages, and small where they are not
+        self.masked_head = nn.Sequential(linear(dim, dim), nn.GELU(), nn.LayerNorm(dim), linear(dim, vocab_size))
 
-    def fuse(self, text_tokens_CTD: Tensor, text_mask_CT: Tensor, image_tokens_CND: Tensor, image_mask_CN: Tensor | None = None) -> Tensor:
-        """Text tokens that have read the image: (C, T, D). Row c of the text reads row c of the image; masks: True = may be read."""
+    def fuse(
+        self,
+        text_tokens_CTD: Tensor,
+        text_mask_CT: Tensor,
+        image_tokens_BND: Tensor,
+        image_mask_BN: Tensor | None = None,
+        image_row_C: Tensor | None = None,
+    ) -> Tensor:
+        """Text tokens that have read the image: (C, T, D). Masks: True = may be read.
+
+        Row c of the text reads row ``image_row_C[c]`` of the image; None: row c, and B = C.
+        """
         x_CTD = text_tokens_CTD
         for block in self.fusion:
-            x_CTD = block(x_CTD, text_mask_CT, image_tokens_CND, image_mask_CN)
+            x_CTD = block(x_CTD, text_mask_CT, image_tokens_BND, image_mask_BN, image_row_C)
         return self.fusion_norm(x_CTD)
 
-    def match(self, text_tokens_CTD: Tensor, text_mask_CT: Tensor, image_tokens_CND: Tensor, image_mask_CN: Tensor | None = None) -> Tensor:
-        """Logits (C, 2) of [another picture's caption, this picture's caption]."""
-        fused_CTD = self.fuse(text_tokens_CTD, text_mask_CT, image_tokens_CND, image_mask_CN)
+    def match(
+        self,
+        text_tokens_CTD: Tensor,
+        text_mask_CT: Tensor,
+        image_tokens_BND: Tensor,
+        image_mask_BN: Tensor | None = None,
+        image_row_C: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (C, 2) of [another picture's caption, this picture's caption]; arguments as of ``fuse``."""
+        fused_CTD = self.fuse(text_tokens_CTD, text_mask_CT, image_tokens_BND, image_mask_BN, image_row_C)
         return self.match_head(masked_mean(fused_CTD, text_mask_CT))
+
+    def pair_scores(self, text: TextFeatures, text_mask_CT: Tensor, image: ImageFeatures) -> Tensor:
+        """Log-odds that caption c belongs to picture c, up to a constant: (C,).
+
+        The matching head's log-odds plus the towers' logit. The head learns to tell right pairs from wrong ones that are drawn with
+        probability softmax(towers' logit), so what it learns is only the rest: log p - log q of noise-contrastive estimation, a residual
+        as in https://arxiv.org/abs/2004.11714, equation 2.
+        """
+        logits_C2 = self.match(text.tokens, text_mask_CT, image.tokens)
+        return logits_C2[:, 1] - logits_C2[:, 0] + self.scale * (text.embedding * image.embedding).sum(dim=-1)
+
+    def name_words(self, fused_CTD: Tensor, position_CP: Tensor) -> Tensor:
+        """What stands at the hidden places of captions that have read their pictures: logits (C, P, V)."""
+        return self.masked_head(fused_CTD.gather(1, position_CP[..., None].expand(-1, -1, fused_CTD.shape[-1])))

@@ -1,6 +1,6 @@
 """Dual encoder: a vision and a text transformer that meet in one embedding space (https://arxiv.org/abs/2103.00020).
 
-B pictures, C captions, N image tokens, T text tokens, D width, E width of the embedding.
+B pictures, C captions, N image tokens, T text tokens, D width, E width of the embedding, V vocabulary.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ class MultiModalTransformer(nn.Module):
         self.text = TextTransformer(vocab_size, context_length, dim, text_depth, heads, dropout=dropout)
         self.image_projection = linear(dim, embed_dim, bias=False)
         self.text_projection = linear(dim, embed_dim, bias=False)
+        self.word_head = linear(dim, vocab_size)  # of the image tower; only a loss asks for it
         self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
         self.logit_bias = nn.Parameter(torch.tensor(INITIAL_LOGIT_BIAS))
 
@@ -81,6 +82,10 @@ class MultiModalTransformer(nn.Module):
     def project_text(self, output: TextOutput) -> TextFeatures:
         embedding_CE = F.normalize(self.text_projection(output.pooled).float(), dim=-1)
         return TextFeatures(output.tokens, embedding_CE)
+
+    def classify_words(self, image: ImageFeatures) -> Tensor:
+        """How well each token of the vocabulary goes with the picture, by the image tower alone: logits (B, V)."""
+        return self.word_head(image.tokens[:, 0])
 
     def forward(self, image: Tensor, tokens: Tensor, token_mask: Tensor) -> MultiModalOutput:
         """(B, 3, H, W), (C, T), (C, T); B and C need not be equal."""

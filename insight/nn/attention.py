@@ -54,10 +54,18 @@ class Attention(nn.Module):
         self.output = linear(dim, dim)
         self.tap = AttentionTap()  # record_attention() listens to the kernel's calls; nobody listening costs nothing
 
-    def forward(self, x_BTD: Tensor, context_BSD: Tensor, mask_BS: Tensor | None = None) -> Tensor:
-        """(B, T, D), (B, S, D), True = attend (B, S) -> (B, T, D)."""
+    def forward(self, x_BTD: Tensor, context_BSD: Tensor, mask_BS: Tensor | None = None, row_B: Tensor | None = None) -> Tensor:
+        """(B, T, D), (B, S, D), True = attend (B, S) -> (B, T, D).
+
+        Args:
+            row_B: Row of the context that each row of ``x`` reads; None: its own. Keys and values of a row that several read are
+                computed once, and the context may have another number of rows than ``x``. The mask is of the context's rows.
+        """
         query_BHTK = self.query(x_BTD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        key_BSD, value_BSD = self.key_value(context_BSD).chunk(2, dim=-1)
+        key_value_BSD = self.key_value(context_BSD)
+        if row_B is not None:
+            key_value_BSD, mask_BS = key_value_BSD[row_B], None if mask_BS is None else mask_BS[row_B]
+        key_BSD, value_BSD = key_value_BSD.chunk(2, dim=-1)
         key_BHSK = key_BSD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         value_BHSK = value_BSD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         if mask_BS is None:

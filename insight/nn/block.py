@@ -60,9 +60,18 @@ class FusionBlock(nn.Module):
         self.mlp = Mlp(dim, mlp_ratio)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_BTD: Tensor, mask_BT: Tensor | None, context_BSD: Tensor, context_mask_BS: Tensor | None = None) -> Tensor:
-        """Both masks: True = a token that may be read."""
+    def forward(
+        self,
+        x_BTD: Tensor,
+        mask_BT: Tensor | None,
+        context_BSD: Tensor,
+        context_mask_BS: Tensor | None = None,
+        context_row_B: Tensor | None = None,
+    ) -> Tensor:
+        """Both masks: True = a token that may be read. ``context_row_B``: which row of the context each text reads; None: its own."""
         normed_BTD = self.attention_norm(x_BTD)
         x_BTD = x_BTD + self.dropout(self.attention(normed_BTD, normed_BTD, mask_BT))
-        x_BTD = x_BTD + self.dropout(self.cross_attention(self.cross_norm(x_BTD), self.context_norm(context_BSD), context_mask_BS))
+        x_BTD = x_BTD + self.dropout(
+            self.cross_attention(self.cross_norm(x_BTD), self.context_norm(context_BSD), context_mask_BS, context_row_B)
+        )
         return x_BTD + self.dropout(self.mlp(self.mlp_norm(x_BTD)))

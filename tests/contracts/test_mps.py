@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from insight import losses
 from insight.data.batch import ImageTextBatch
 from insight.interpret.capture import capture
+from insight.masking import hide_words
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.models.multimodal import MultiModalTransformer
 from insight.mps_guard import mps_guard, run_on_fake_device
@@ -26,6 +27,8 @@ LOSSES = [
     losses.caption_pairs,
     losses.decorrelation,
     losses.feature_consistency,
+    losses.word_classification,
+    losses.masked_language_modelling,
 ]
 
 
@@ -58,12 +61,18 @@ def quantities(model: MultiModalTransformer, device: torch.device | str) -> dict
         "caption_image_id": image_id[caption_row],
         "scale": output.scale,
         "bias": output.bias,
+        "word_logits": model.classify_words(output.image),
+        "word_counts": (batch["image"].flatten(1)[:, :20] > 0).float(),
     }
     if isinstance(model, CrossAttentionMultiModalTransformer):
         pictures = torch.cat([caption_row, (caption_row + 1) % 3])
         text_tokens, mask = output.text.tokens.repeat(2, 1, 1), batch["token_mask"].repeat(2, 1)
         values["match_logits"] = model.match(text_tokens, mask, output.image.tokens[pictures])
         values["match_targets"] = (pictures == caption_row.repeat(2)).long()
+        hidden = hide_words(batch["tokens"], torch.rand(batch["tokens"].shape, device=device))
+        fused = model.fuse(model.encode_text(hidden.tokens, mask[:6]).tokens, mask[:6], output.image.tokens, image_row_C=caption_row)
+        values["masked_logits"], values["masked_targets"] = model.name_words(fused, hidden.position), hidden.target
+        values["masked_count"] = (hidden.target != losses.IGNORED).sum()
     return values
 
 
@@ -76,7 +85,8 @@ def train(model: nn.Module, device: torch.device | str, chosen=LOSSES) -> None:
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.1)
     values = quantities(model, device)
-    chosen = [loss for loss in chosen if loss is not losses.image_text_matching or "match_logits" in values]
+    fused = (losses.image_text_matching, losses.masked_language_modelling)
+    chosen = [loss for loss in chosen if loss not in fused or "match_logits" in values]
     total = sum(loss_of(loss, values) for loss in chosen)
     total.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -130,8 +140,10 @@ def test_hard_negatives_are_drawn_and_matched_with_nothing_that_mps_lacks():
     served = ImageTextBatch(batch["image"], None, batch["tokens"], batch["token_mask"], rows, image_id, caption_id, texts, filenames, ())
     with mps_guard():
         values = CrossAttentionQuantities(build(CrossAttentionMultiModalTransformer), served, torch.Generator().manual_seed(0))
-        losses.image_text_matching(values.match_logits, values.match_targets).backward()
-    assert values.match_targets.tolist() == [1] * 6 + [0] * 9  # each caption's own picture, then pairs that do not match
+        matching = losses.image_text_matching(values.match_logits, values.match_targets)
+        naming = losses.masked_language_modelling(values.masked_logits, values.masked_targets, values.masked_count)
+        (matching + naming + losses.word_classification(values.word_logits, values.word_counts)).backward()
+    assert values.match_targets.tolist() == [1] * 3 + [0] * 6  # each picture's first caption, then pairs that do not match
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -143,6 +143,40 @@ def test_hard_negatives_of_a_batch_of_one_picture_say_that_there_are_none():
     assert captions.tolist() == [losses.NO_NEGATIVE] and images.tolist() == [losses.NO_NEGATIVE] * 5
 
 
+WORD_COUNTS = torch.tensor([[2, 1, 0, 0, 1], [1, 0, 1, 0, 0], [3, 1, 0, 2, 0]]).float()  # the first word is said of every picture
+
+
+def test_word_classification_equals_a_loop_with_inverse_document_frequencies():
+    logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    rows = []
+    for picture in range(3):
+        weights = {}
+        for word in range(5):
+            with_word = sum(WORD_COUNTS[other, word] > 0 for other in range(3))
+            if WORD_COUNTS[picture, word] > 0:
+                weights[word] = math.log(3 / with_word)
+        total = math.log(sum(math.exp(value) for value in logits[picture].tolist()))
+        rows.append(sum(weight / sum(weights.values()) * (total - logits[picture, word].item()) for word, weight in weights.items()))
+    assert losses.word_classification(logits, WORD_COUNTS).item() == pytest.approx(sum(rows) / 3, rel=1e-5)
+
+
+def test_word_classification_leaves_out_pictures_of_which_only_common_things_are_said():
+    counts = torch.cat([WORD_COUNTS, torch.tensor([[1.0, 0, 0, 0, 0]])])
+    logits = torch.randn(4, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    losses.word_classification(logits, counts).backward()
+    assert not logits.grad[3].any() and logits.grad[:3].any(dim=1).all()
+
+
+def test_masked_language_modelling_is_the_mean_log_probability_of_the_hidden_words():
+    logits = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([[4, losses.IGNORED, 6], [losses.IGNORED, losses.IGNORED, 0]])
+    wanted = [(0, 0, 4), (0, 2, 6), (1, 2, 0)]
+    expected = -sum(F.log_softmax(logits[row, place], dim=0)[word] for row, place, word in wanted) / 3
+    torch.testing.assert_close(losses.masked_language_modelling(logits, targets, torch.tensor(3)), expected)
+    halves = [losses.masked_language_modelling(logits[[row]], targets[[row]], torch.tensor(3 / 2)) for row in range(2)]
+    torch.testing.assert_close(sum(halves) / 2, expected)  # two devices with unequal numbers of hidden words
+
+
 def test_decorrelation_equals_covariances_by_hand():
     expected = 0.0
     for embedding in (IMAGE, TEXT):
@@ -236,6 +270,11 @@ def quantities(image_id, caption_image_id, dtype=torch.float32):
         "previous_text_embedding": unit(captions, seed=5).to(dtype),
         "match_logits": torch.randn(4, 2, generator=torch.Generator().manual_seed(6)).to(dtype).requires_grad_(),
         "match_targets": torch.tensor([1, 0, 0, 1]),
+        "word_logits": torch.randn(images, 5, generator=torch.Generator().manual_seed(7)).to(dtype).requires_grad_(),
+        "word_counts": WORD_COUNTS[:images].clone(),
+        "masked_logits": torch.randn(images, 2, 5, generator=torch.Generator().manual_seed(8)).to(dtype).requires_grad_(),
+        "masked_targets": torch.tensor([[3, losses.IGNORED]] * images),
+        "masked_count": torch.tensor(images),
         "scale": torch.tensor(100.0).requires_grad_(),
         "bias": torch.tensor(-10.0).requires_grad_(),
     }
@@ -247,6 +286,8 @@ EVERY_LOSS = [
     losses.hard_negative_contrastive,
     losses.sigmoid_pairwise,
     losses.image_text_matching,
+    losses.word_classification,
+    losses.masked_language_modelling,
     losses.decorrelation,
     losses.feature_consistency,
     losses.image_views,

@@ -44,10 +44,18 @@ def test_a_loss_gets_the_quantities_that_its_parameters_name():
     assert function.__name__ == "contrastive" and set(needed) == QUANTITIES
 
 
+def test_a_term_of_weight_zero_is_checked_and_left_out():
+    off = LossTerm("insight.losses.decorrelation", weight=0)
+    assert list(bind_losses({**CONTRASTIVE, "off": off}, QUANTITIES, "losses")) == ["contrastive"]
+    with pytest.raises(InputError, match="did you mean 'decorrelation'"):
+        bind_losses({**CONTRASTIVE, "off": LossTerm("insight.losses.decorelation", weight=0)}, QUANTITIES, "losses")
+
+
 @pytest.mark.parametrize(
     ("losses", "message"),
     [
         ({}, "at least one loss"),
+        ({"x": LossTerm("insight.losses.contrastive", weight=0)}, "every term has weight 0"),
         ({"x": LossTerm("insight.losses.contrastve")}, r"losses\.x\.function.*did you mean 'contrastive'"),
         ({"x": LossTerm("insight.loses.contrastive")}, "cannot import"),
         ({"x": LossTerm("insight.losses.contrastive", arguments={"scal": 1})}, r"losses\.x\.arguments\.scal"),

@@ -59,21 +59,25 @@ def tiny_config(tmp_path: Path, scenes_cache: Path) -> dict[str, Any]:
             },
             "stages": {
                 "single_modality": stage(
-                    ["model.image.*", "model.image_projection.*", "model.text.*", "model.text_projection.*"],
+                    ["model.image.*", "model.image_projection.*", "model.word_head.*", "model.text.*", "model.text_projection.*"],
                     "image_views",
+                    "word_classification",
                     "caption_pairs",
                     data={"views": 2, "captions_per_image": 2},
                 ),
                 "cross_modal": stage(
-                    ["model.image_projection.*", "model.text_projection.*", "model.logit_scale", "model.fusion*", "model.match_head.*"],
+                    ["model.*_projection.*", "model.logit_scale", "model.fusion*", "model.match_head.*", "model.masked_head.*"],
                     "contrastive",
                     "image_text_matching",
+                    "masked_language_modelling",
                     monitor="val/mean_recall",
                 ),
                 "end_to_end": stage(
                     ["*"],
                     "hard_negative_contrastive",
                     "image_text_matching",
+                    "masked_language_modelling",
+                    "word_classification",
                     "decorrelation",
                     "feature_consistency",
                     learning_rates={"model.text.*": 1.0e-3},

@@ -21,7 +21,7 @@ def test_two_processes_equal_one_of_the_same_global_batch(tiny_config, tmp_path)
     for stage in tiny_config["stages"].values():
         stage |= {
             "optimizer": {"function": "torch.optim.SGD", "arguments": {"momentum": 0.9}},
-            "learning_rate": 0.05,
+            "learning_rate": 0.03,
         }  # linear in its errors
         stage |= {"learning_rates": {}, "monitor": None, "mode": "max"}
     one = {**copy.deepcopy(tiny_config), "run_dir": str(tmp_path / "one")}

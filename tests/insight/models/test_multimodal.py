@@ -45,8 +45,8 @@ def test_the_scale_starts_at_the_papers_value_and_never_passes_one_hundred():
 
 def test_parameters_have_the_names_that_stages_train_by():
     names = {name.split(".")[0] for name, _ in build(CrossAttentionMultiModalTransformer).named_parameters()}
-    towers = {"image", "text", "image_projection", "text_projection", "logit_scale", "logit_bias"}
-    assert names == towers | {"fusion", "fusion_norm", "match_head"}
+    towers = {"image", "text", "image_projection", "text_projection", "word_head", "logit_scale", "logit_bias"}
+    assert names == towers | {"fusion", "fusion_norm", "match_head", "masked_head"}
     assert {name.split(".")[0] for name, _ in build(MultiModalTransformer).named_parameters()} == towers
 
 
@@ -77,13 +77,37 @@ def test_match_is_the_head_over_the_mean_of_the_fused_real_tokens():
     torch.testing.assert_close(model.match(text, mask, pictures), expected, atol=1e-6, rtol=1e-5)
 
 
+def test_pair_scores_are_the_heads_log_odds_and_the_towers_logit_together():
+    model, (image, tokens, mask) = build(CrossAttentionMultiModalTransformer), inputs()
+    output, rows = model(image, tokens, mask), torch.tensor([0, 0, 1, 1, 2, 2])
+    pictures = type(output.image)(*(tensor[rows] for tensor in output.image))
+    right = model.match(output.text.tokens, mask, pictures.tokens).softmax(dim=1)[:, 1]
+    for pair, score in enumerate(model.pair_scores(output.text, mask, pictures).tolist()):
+        cosine = torch.nn.functional.cosine_similarity(output.image.embedding[rows[pair]], output.text.embedding[pair], dim=0)
+        odds = right[pair] / (1 - right[pair]) * (model.scale * cosine).exp()
+        assert score == pytest.approx(odds.log().item(), rel=1e-4, abs=1e-4)
+
+
+def test_a_picture_that_several_captions_read_is_the_same_as_copies_of_it():
+    model, (image, tokens, mask) = build(CrossAttentionMultiModalTransformer), inputs()
+    text, pictures, rows = model.encode_text(tokens, mask).tokens, model.encode_image(image).tokens, torch.tensor([2, 2, 0, 1, 0, 2])
+    image_mask = torch.ones(3, 5, dtype=torch.bool)
+    image_mask[0, 2:] = False
+    copied = model.match(text, mask, pictures[rows], image_mask[rows])
+    torch.testing.assert_close(model.match(text, mask, pictures, image_mask, rows), copied, atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("kind", [MultiModalTransformer, CrossAttentionMultiModalTransformer])
 def test_every_parameter_gets_a_gradient(kind):
     model, (image, tokens, mask) = build(kind), inputs()
     output = model(image, tokens, mask)
     loss = (output.scale * output.text.embedding @ output.image.embedding.T + output.bias).square().mean()
+    loss = loss + model.classify_words(output.image).square().mean()
     if kind is CrossAttentionMultiModalTransformer:
-        loss = loss + model.match(output.text.tokens, mask, output.image.tokens.repeat_interleave(2, dim=0)).square().mean()
+        pictures = torch.arange(6) // 2
+        loss = loss + model.match(output.text.tokens, mask, output.image.tokens, image_row_C=pictures).square().mean()
+        fused = model.fuse(output.text.tokens, mask, output.image.tokens, image_row_C=pictures)
+        loss = loss + model.name_words(fused, torch.tensor([[1, 3]] * 6)).square().mean()
     loss.backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
     assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
