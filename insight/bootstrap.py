@@ -24,7 +24,9 @@ class Interval(NamedTuple):
     high: float
 
 
-def mean_interval(values_Q: Tensor, group_Q: Tensor | None = None, confidence: float = 0.95, samples: int = 2000, seed: int = 0) -> Interval:
+def mean_interval(
+    values_Q: Tensor, group_Q: Tensor | None = None, confidence: float = 0.95, samples: int = 2000, seed: int = 0
+) -> Interval:
     """The mean of ``values_Q`` and its bootstrap interval; the same numbers for the same seed on every machine.
 
     Args:

@@ -201,7 +201,7 @@ def test_a_failure_is_raised_only_after_the_checkpoint_of_that_validation(tmp_pa
     with pytest.raises(OSError, match="No space"):
         fit([callback, order], Module(MultiModalTransformer, tmp_path), epochs=3)
     assert order.saved[0] == 2
-    assert callback._pool is None and not callback._pending
+    assert callback._background is None
     with pytest.raises(OSError, match="No space"):  # in the last validation: raised at the end
         fit([AttentionMaps(num_examples=1), order], Module(MultiModalTransformer, tmp_path), epochs=1)
 
@@ -223,7 +223,7 @@ def test_pictures_under_way_are_finished_when_the_training_breaks_off(tmp_path, 
     with pytest.raises(RuntimeError, match="broke off"):
         fit([callback], Interrupted(MultiModalTransformer, tmp_path), epochs=3, logger=logger)
     assert [name[:9] for _, name in logger.files] == ["epoch0001"] * 2
-    assert callback._pool is None
+    assert callback._background is None
 
 
 def test_an_idle_callback_can_be_copied_and_pickled_also_after_a_fit(tmp_path, undrawn):
