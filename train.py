@@ -12,6 +12,7 @@ os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its errors to us, who p
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -25,14 +26,20 @@ def compose_and_run(config: DictConfig) -> None:
 
     overrides = list(HydraConfig.get().overrides.task)
     plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    exit_code = run_composed(plain, overrides, FULL_ERROR)
+    exit_code = run_composed(plain, overrides, FULL_ERROR, trial=HydraConfig.get().mode == RunMode.MULTIRUN)
 
 
 if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        from lightning_modules.groups import describe_groups
+
+        sys.stdout.write(describe_groups())
+        sys.exit(0)
     try:
         compose_and_run()
     except (HydraException, OmegaConfBaseException) as error:
         from insight.errors import report
+        from lightning_modules.overrides import CONFIGS, explain
 
-        exit_code = report(error, FULL_ERROR)
+        exit_code = report(error if FULL_ERROR else explain(error, CONFIGS, sys.argv[1:]), FULL_ERROR)
     sys.exit(exit_code)

@@ -178,7 +178,7 @@ def main() -> None:
         parser.error("needs --pictures, --repeats, --seeds and --threads 1 or more")
     torch.set_num_threads(arguments.threads)
     cost = per_evaluation(arguments.pictures, arguments.repeats)
-    budgets = [66, 128, BUDGET, 512, 1024]
+    budgets = [98, 128, BUDGET, 512, 1024]
     error, times_more = {}, {}
     for removal in (pixels_zero, token_drop):
         ours, table_GX = errors(removal, budgets, arguments.seeds, arguments.pictures)

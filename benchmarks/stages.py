@@ -40,7 +40,7 @@ SHOWN = {
 }
 
 
-def run(arguments: argparse.Namespace, arm: str, seed: int, factor: float) -> dict:
+def run(arguments: argparse.Namespace, arm: str, seed: int, factor: float, factor_overrides: list[str]) -> dict:
     """One finished run's summary, from its folder where it exists."""
     folder = Path(arguments.work) / f"{arguments.data}-{arm}-seed{seed}-rate{factor:g}"
     if not (folder / "summary.json").exists():
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace, arm: str, seed: int, factor: float) -> di
         ]
         command += [f"run_dir={folder}", "tracking.enabled=false", "trainer=cpu", "~callbacks.attention_maps", "~callbacks.canary"]
         command += [f"data.init_args.root={arguments.root}"] if arguments.root else []
-        command += rates(arguments.data, arm, factor)
+        command += factor_overrides
         command += arguments.override
         environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "MKL_NUM_THREADS": str(arguments.threads)}
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,8 +70,8 @@ def rates(data: str, arm: str, factor: float) -> list[str]:
     overrides = []
     for name, stage in stages.items():
         overrides.append(f"stages.{name}.learning_rate={stage.learning_rate * factor}")
-        parts = ", ".join(f"'{pattern}': {rate * factor}" for pattern, rate in stage.get("learning_rates", {}).items())
-        overrides += [f"++stages.{name}.learning_rates={{{parts}}}"] if parts else []
+        parts = ", ".join(f"{pattern}: {rate * factor}" for pattern, rate in stage.get("learning_rates", {}).items())
+        overrides += [f"stages.{name}.learning_rates={{{parts}}}"] if parts else []
     return overrides
 
 
@@ -90,12 +90,17 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, default=2, help="runs at the same time")
     parser.add_argument("--override", nargs="*", default=[], help="further key=value for every run")
     arguments = parser.parse_args()
+    trials = [(arm, factor) for factor in arguments.factors for arm in ARMS]
+    overrides = {(arm, factor): rates(arguments.data, arm, factor) for arm, factor in trials}
+
+    def started(arm: str, seed: int, factor: float) -> dict:
+        return run(arguments, arm, seed, factor, overrides[arm, factor])
+
     with ThreadPoolExecutor(arguments.parallel) as pool:
-        trials = [(arm, factor) for factor in arguments.factors for arm in ARMS]
-        tried = dict(zip(trials, pool.map(lambda trial: run(arguments, trial[0], arguments.seeds[0], trial[1]), trials), strict=True))
+        tried = dict(zip(trials, pool.map(lambda trial: started(trial[0], arguments.seeds[0], trial[1]), trials), strict=True))
         best = {arm: max(arguments.factors, key=lambda factor, arm=arm: final_recall(tried[arm, factor])) for arm in ARMS}
         jobs = [(arm, seed) for seed in arguments.seeds for arm in ARMS]
-        runs = dict(zip(jobs, pool.map(lambda job: run(arguments, job[0], job[1], best[job[0]]), jobs), strict=True))
+        runs = dict(zip(jobs, pool.map(lambda job: started(job[0], job[1], best[job[0]]), jobs), strict=True))
     report: dict = {
         "command": " ".join(["python -m benchmarks.stages", *sys.argv[1:]]),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {arguments.threads} thread(s) a run, {arguments.parallel} at a time",

@@ -22,10 +22,21 @@ class ScenesDataModule(Flickr30kDataModule):
         num_train: Pictures to render for training.
         num_val: For validation.
         num_test: For the test; with their hard negatives.
+        image_size: Side of the model's picture.
+        context_length: Tokens of a caption, with its start and end.
+        vocab_size: Most entries of the tokenizer that is trained on the training captions.
+        tokenizer: A tokenizer file (RUN/tokenizer.json) to use instead of training one.
+        batch_size: Training pictures per step, over all devices.
+        eval_batch_size: Pictures per step of evaluation, per device.
+        num_workers: Processes that prepare batches. The batches are the same for every number.
+        captions_per_image: Captions of each picture in a training batch, or "all". Evaluation always has all.
+        views: 2 serves a second augmented view of every training picture.
+        crop_scale_min: Smallest area of a training crop, as a fraction of the picture; 1 = no crop.
+        color_jitter: Strength of the change of brightness, contrast and saturation in training; 0 = none.
         flip: Must stay false: a mirrored picture would make "left of" a lie.
+        train_images: Use only so many training pictures, for a quick look.
+        eval_images: Use only so many validation and test pictures each.
         seed: Of the scenes; the same seed gives the same pictures and captions.
-
-    The other arguments are those of `datamodules.flickr30k.Flickr30kDataModule`.
 
     Raises:
         InputError: a split without pictures, or ``flip``.

@@ -126,17 +126,16 @@ def hard_negatives(
 def word_classification(word_logits: Tensor, word_counts: Tensor) -> Tensor:
     """Which words do people use of this picture? The image tower alone, with the tokens of the captions as classes.
 
-    Softmax cross-entropy to N-hot targets that are weighted by inverse document frequency and divided by their sum: section 3 of
-    https://arxiv.org/abs/2411.03313, with the frequencies of the batch: ``log(B / pictures with the word)``. So what is said of every
-    picture weighs nothing. Pictures whose every word is such are left out.
+    Softmax cross-entropy to the counts of the words, weighted by inverse document frequency and divided by their sum: section 3 of
+    https://arxiv.org/abs/2411.03313, with counts for ones (several captions agree on what matters) and with the frequencies of the batch:
+    ``log(B / pictures with the word)``. So what is said of every picture weighs nothing. Pictures whose every word is such are left out.
 
     Args:
         word_logits: (B, V)
-        word_counts: (B, V), how often each token occurs in the picture's captions; more than once counts once.
+        word_counts: (B, V), how often each token occurs in the picture's captions.
     """
-    present_BV = (word_counts > 0).float()
-    frequency_V = present_BV.sum(dim=0).clamp(min=1)
-    weight_BV = present_BV * (len(present_BV) / frequency_V).log()
+    frequency_V = (word_counts > 0).sum(dim=0).clamp(min=1)
+    weight_BV = word_counts.float() * (len(word_counts) / frequency_V).log()
     sum_B = weight_BV.sum(dim=1)
     loss_B = -(F.log_softmax(word_logits.float(), dim=1) * weight_BV).sum(dim=1) / sum_B.clamp(min=1e-6)
     return loss_B.sum() / (sum_B > 0).sum().clamp(min=1)

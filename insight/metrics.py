@@ -173,12 +173,25 @@ def hard_negative_accuracy(positive_score: Tensor, negative_score: Tensor) -> fl
     return (positive > negative).float().mean().item()
 
 
+class Seen(NamedTuple):
+    """What the figures were computed from, in the order of the ids."""
+
+    image_id_B: Tensor
+    caption_id_C: Tensor
+    image_embedding_BE: Tensor
+    text_embedding_CE: Tensor
+    ranks: Ranks
+
+
 class RetrievalMetrics(Metric):
     """``retrieval_scores`` over everything seen since the last reset, on all processes together.
 
     Pictures and captions that come more than once (samplers pad the shares of the processes) count once, by id. Embeddings are kept as
-    flat rows, so that a process that saw nothing can join in the gathering.
+    flat rows, so that a process that saw nothing can join in the gathering. After ``compute`` the queries are in ``seen``, also after a
+    ``reset``.
     """
+
+    seen: Seen
 
     is_differentiable = False
     full_state_update = False
@@ -219,6 +232,15 @@ class RetrievalMetrics(Metric):
                 state.append(torch.empty(0, dtype=torch.int64, device=self.device))
         super().sync(dist_sync_fn, process_group, should_sync, distributed_available)
 
+    def pairs(self, count: int) -> tuple[Tensor, Tensor]:
+        """The first ``count`` pictures that this process has seen, and the first caption of each: (N, E), (N, E), on the CPU."""
+        image_id, caption_image_id = _joined(self.image_id), _joined(self.caption_image_id)
+        images = _joined(self.image_values).view(len(image_id), -1)
+        texts = _joined(self.text_values).view(len(caption_image_id), -1)
+        known, first = np.unique(caption_image_id.numpy(), return_index=True)
+        wanted = image_id[:count].numpy()
+        return images[:count], texts[torch.from_numpy(first[np.searchsorted(known, wanted)])]
+
     def compute(self) -> dict[str, float]:
         """
         Raises:
@@ -230,7 +252,9 @@ class RetrievalMetrics(Metric):
         images = _joined(self.image_values).view(len(image_id), -1)
         texts = _joined(self.text_values).view(len(caption_id), -1)
         rows_B, rows_C = _first_of_each(image_id), _first_of_each(caption_id)
-        return retrieval_scores(retrieval_ranks(images[rows_B], texts[rows_C], image_id[rows_B], caption_image_id[rows_C]))
+        ranks = retrieval_ranks(images[rows_B], texts[rows_C], image_id[rows_B], caption_image_id[rows_C])
+        self.seen = Seen(image_id[rows_B], caption_id[rows_C], images[rows_B], texts[rows_C], ranks)
+        return retrieval_scores(ranks)
 
 
 class MetricName(NamedTuple):
@@ -240,6 +264,7 @@ class MetricName(NamedTuple):
     splits: tuple[str, ...]  # what <split> stands for
     better: str  # "max", "min" or "" (neither)
     meaning: str
+    repeats: bool = True  # whether the same run gives it again on the same device; what a clock or the machine says does not
 
 
 WORDS = {
@@ -247,12 +272,20 @@ WORDS = {
     "<k>": tuple(map(str, RECALL_AT)),
     "<pairs>": ("seen", "unseen"),
     "<side>": ("image", "text"),
+    "<tower>": ("image", "text"),
 }
 METRIC_NAMES = (
     MetricName("<split>/loss", ("train", "val"), "min", "weighted sum of the stage's loss terms"),
     MetricName("<split>/loss/<term>", ("train", "val"), "min", "one term of the loss, weighted"),
     MetricName("<split>/learning_rate", ("train",), "", "rate of the first parameter group"),
-    MetricName("<split>/scale", ("train",), "", "factor of the cosine in the contrastive losses"),
+    MetricName("<split>/learning_rate/<part>", ("train",), "", "rate of a part of the model, the largest where it has several"),
+    MetricName("<split>/gradient_norm", ("train",), "", "length of the whole gradient, before it is clipped"),
+    MetricName("<split>/gradient_norm/<part>", ("train",), "", "length of a part's gradient, before it is clipped"),
+    MetricName("<split>/pairs_per_second", ("train",), "max", "captions trained on in a second, validations left out", repeats=False),
+    MetricName("<split>/scale", ("train",), "", "factor of the cosine in the contrastive losses: 1 / temperature"),
+    MetricName("<split>/alignment", ("val",), "min", "mean squared distance of a picture and its caption"),
+    MetricName("<split>/uniformity_<tower>", ("val",), "min", "how evenly embeddings lie on the sphere; 0 = all in one point"),
+    MetricName("<split>/effective_rank_<tower>", ("val",), "max", "in how many directions embeddings differ"),
     MetricName("<split>/<direction>_recall_at_<k>", ("val", "test"), "max", "fraction of queries with a right answer among the first k"),
     MetricName("<split>/<direction>_median_rank", ("val", "test"), "min", "median rank of the best right answer, 1 = first"),
     MetricName("<split>/<direction>_mean_rank", ("val", "test"), "min", "mean rank of the best right answer, 1 = first"),
@@ -277,10 +310,11 @@ METRIC_NAMES = (
     MetricName("insight/<method>/map_stability_v1", (), "", "rank correlation with the maps of the validation before"),
     MetricName("insight/<method>/forwards_per_pair", (), "min", "passes forward that a map takes"),
     MetricName("insight/<method>/backwards_per_pair", (), "min", "passes back that a map takes"),
-    MetricName("insight/<method>/seconds_per_pair", (), "min", "wall seconds that a map takes"),
+    MetricName("insight/<method>/seconds_per_pair", (), "min", "wall seconds that a map takes", repeats=False),
     MetricName("insight/<method>/<score>", (), "", "any other figure of an interpretation method"),
-    MetricName("insight/<callback>_fraction", (), "min", "share of validation time that looking into the model takes"),
+    MetricName("insight/<callback>_fraction", (), "min", "share of validation time that looking into the model takes", repeats=False),
     MetricName("insight/drift_warnings", (), "min", "warnings of the drift callback in this validation"),
+    MetricName("system/<what>", (), "", "what the machine is doing, under MLflow's own names", repeats=False),
 )
 
 
@@ -304,6 +338,18 @@ def check_metric_name(name: str) -> MetricName:
             if re.fullmatch(re.sub(r"<\w+>", r"[A-Za-z0-9_]+", spelled), name):
                 return one
     raise InputError(f"no metric is called '{name}'{nearest(name, metric_names())}")
+
+
+def repeats(name: str) -> bool:
+    """Whether a repeated run gives the same value; unknown names count as such.
+
+    >>> repeats("val/mean_recall"), repeats("system/cpu_utilization_percentage")
+    (True, False)
+    """
+    try:
+        return check_metric_name(name).repeats
+    except InputError:
+        return True
 
 
 def _spelled(one: MetricName) -> list[str]:

@@ -25,17 +25,25 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from callbacks.progress import StageProgress
 from callbacks.stage_checkpoints import StageCheckpoints
 from callbacks.stage_scheduler import StageScheduler, write_json
+from insight.digest import state_digest
 from insight.errors import InputError
+from insight.export.card import CARD
 from insight.stages import StagePlan
 from lightning_modules.engine_cli import EngineCLI
+from lightning_modules.release import check_deployment, release
 from lightning_modules.results import load_weights, stage_line, summary_table
+from lightning_modules.retrievals import RETRIEVAL_FILES, save_retrievals
 from tracking.run import RunLock, TrackedRun, status_of
+from tracking.store import store_address, without_password
 
 EXIT_INTERRUPTED = 130
 
 
-def hush() -> None:
-    """Leave out what says nothing to the user of a run: advertisements, and warnings about choices made on purpose."""
+def hush(level: str = "WARNING") -> None:
+    """Our own messages from ``level`` on; without what says nothing to the user: advertisements, warnings about choices made on purpose."""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    for package in ("insight", "lightning_modules", "datamodules", "callbacks", "tracking"):
+        logging.getLogger(package).setLevel(level)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",  # pictures come decoded from a memory map
@@ -155,7 +163,9 @@ class KeepHandlers(Callback):
 # --- training ---
 def run_stages(cli: EngineCLI, only: str | None = None, weights: Path | None = None) -> int:
     """Train what is left of the plan, test, write the summary. Returns the exit code."""
-    hush()
+    hush(cli.settings.log_level)
+    check_tracking(cli)
+    check_deployment(cli)
     if only is not None:
         cli.plan = StagePlan({only: cli.plan.stages[only]}, cli.plan.seed)
     run_dir = open_run_dir(cli)
@@ -179,14 +189,28 @@ def run_stages(cli: EngineCLI, only: str | None = None, weights: Path | None = N
             raise
         if tracked:
             tracked.finish("FINISHED")
+            registered = tracked.deliver_registration()
+            if registered:
+                say(f"registered: {registered}")
     return 0
+
+
+def check_tracking(cli: EngineCLI) -> str | None:
+    """The store's address, or None when the config turns tracking off.
+
+    Raises:
+        InputError: a variable whose name the config holds (address, token) is not set.
+    """
+    if not cli.tracking.enabled:
+        return None
+    tracking = cli.tracking
+    return store_address(tracking.tracking_uri, tracking.tracking_uri_env, tracking.token_env, cli.settings.output_dir)
 
 
 def open_tracking(cli: EngineCLI, run_dir: Path) -> TrackedRun | None:
     """The MLflow side, or None when the config turns it off."""
-    if not cli.tracking.enabled:
-        return None
-    return TrackedRun(run_dir, cli.tracking.experiment, None, cli.tracking.tracking_uri, cli.settings.output_dir)
+    address = check_tracking(cli)
+    return None if address is None else TrackedRun(run_dir, cli.tracking.experiment, None, address, cli.settings.output_dir)
 
 
 def _run(cli: EngineCLI, run_dir: Path, weights: Path | None, stop: threading.Event, tracked: TrackedRun | None) -> None:
@@ -207,7 +231,7 @@ def _run(cli: EngineCLI, run_dir: Path, weights: Path | None, stop: threading.Ev
     say(f"run: {run_dir}")
     scheduler = StageScheduler(cli.plan, run_dir)
     if tracked:
-        tags = {"data.fingerprint": data.fingerprint(), "data": data.describe(), "seed": str(cli.plan.seed)}
+        tags = {"data.fingerprint": data.fingerprint(), "data": data.describe(), "seed": str(cli.plan.seed), "env": cli.settings.env}
         tracked.start(cli.frozen, tags, run_dir / "config.yaml", [run_dir / "tokenizer.json"])
     if weights is not None:
         load_weights(model, weights)
@@ -219,11 +243,15 @@ def _run(cli: EngineCLI, run_dir: Path, weights: Path | None, stop: threading.Ev
     summary = {"stages": scheduler.ledger["done"], "test": facts}
     if tracked:
         tracked.log_metrics(facts)
+    bundle = release(cli, scheduler, summary, tracked) if is_first_process() else None
     if is_first_process():
         write_json(run_dir / "summary.json", summary)
     if tracked:
-        tracked.log_artifact(run_dir / "summary.json")
-    say(summary_table(summary, data, run_dir, tracked.logger.tracking_uri if tracked else None))
+        for name in ("summary.json", *(RETRIEVAL_FILES if facts else ())):
+            tracked.log_artifact(run_dir / name)
+    say(summary_table(summary, data, run_dir, without_password(tracked.logger.tracking_uri) if tracked else None))
+    if bundle:
+        say(f"bundle:    {bundle.folder} (its card: {bundle.folder / 'card' / CARD})")
 
 
 def _fit_stage(cli: EngineCLI, scheduler: StageScheduler, stop: threading.Event, tracked: TrackedRun | None) -> None:
@@ -256,6 +284,7 @@ def _fit_stage(cli: EngineCLI, scheduler: StageScheduler, stop: threading.Event,
             "seconds": round(time.perf_counter() - started, 1),
             "cpu_seconds": round(time.process_time() - cpu_started, 1),
             "resumed": resume is not None,
+            "weights": state_digest(cli.model.state_dict()),
         }
     )
     if tracked and logger:
@@ -281,6 +310,8 @@ def _test(cli: EngineCLI, scheduler: StageScheduler) -> dict[str, float]:
     trainer = make_trainer(cli, copy.deepcopy(list(cli.callbacks.values())), None, max_epochs=1, **one)
     metrics = trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
     rank_zero_only.rank = rank  # type: ignore[attr-defined]
+    if is_first_process():
+        save_retrievals(cli.model.test_retrieval.seen, cli.datamodule, scheduler.run_dir)
     return {name: float(value) for name, value in metrics[0].items()}
 
 
@@ -310,6 +341,8 @@ def evaluate(cli: EngineCLI, function: str, config_path: str | None, checkpoint:
     if output:
         Path(output).mkdir(parents=True, exist_ok=True)
         (Path(output) / f"{function}.json").write_text(json.dumps({name: float(value) for name, value in metrics.items()}, indent=1))
+        if function == "test" and is_first_process():
+            save_retrievals(cli.model.test_retrieval.seen, cli.datamodule, Path(output))
     return 0
 
 

@@ -14,17 +14,17 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from insight.errors import InputError
 from insight.metrics import check_metric_name
-from insight.stages import Stage, StagePlan, check_arguments, check_plan, nearest
+from insight.stages import Stage, StagePlan, check_arguments, check_plan
 from lightning_modules.base import ImageTextModule
-from lightning_modules.settings import RunSettings, Tracking
-
-KEYS = {"seed_everything", "trainer", "model", "data", "stages", "callbacks", "tracking", "run", "run_dir"}
+from lightning_modules.keys import CLASSES, check_keys, check_words
+from lightning_modules.settings import Deployment, RunSettings, Tracking
 
 
 class EngineCLI(LightningCLI):
-    """LightningCLI whose config also holds ``stages``, ``callbacks`` by name, ``tracking`` and ``run``; it builds, it never runs.
+    """LightningCLI whose config also holds ``stages``, ``callbacks`` by name, ``tracking``, ``deployment`` and ``run``; it builds, it never
+    runs.
 
-    After construction: ``model``, ``datamodule``, ``plan``, ``callbacks``, ``settings``, ``tracking``, ``frozen``.
+    After construction: ``model``, ``datamodule``, ``plan``, ``callbacks``, ``settings``, ``tracking``, ``deployment``, ``frozen``.
     """
 
     def __init__(self, args: list[str] | dict[str, Any]) -> None:
@@ -49,6 +49,7 @@ class EngineCLI(LightningCLI):
         parser.add_argument("--stages", type=dict[str, Stage], default={}, help="Stages by name, in the order in which they run.")
         parser.add_argument("--callbacks", type=dict[str, Callback], default={}, help="Callbacks by name; each stage gets fresh ones.")
         parser.add_class_arguments(Tracking, "tracking")
+        parser.add_class_arguments(Deployment, "deployment")
         parser.add_class_arguments(RunSettings, "run")
         parser.add_argument("--run_dir", type=str | None, default=None, help="Folder of the run; null: a new one under run.output_dir.")
 
@@ -65,6 +66,7 @@ class EngineCLI(LightningCLI):
         self.callbacks: dict[str, Callback] = built["callbacks"]
         self.settings: RunSettings = built["run"]
         self.tracking: Tracking = built["tracking"]
+        self.deployment: Deployment = built["deployment"]
         self.run_dir: str | None = built["run_dir"]
         self.plan = StagePlan(built["stages"], self.config.seed_everything)
         if not isinstance(self.model, ImageTextModule):
@@ -107,8 +109,9 @@ def build(args: list[str] | dict[str, Any]) -> EngineCLI:
         InputError: the deepest lines of what the parser found wrong.
     """
     if isinstance(args, dict):
-        for key in args.keys() - KEYS:
-            raise InputError(f"{key}: no such key at the top of the config{nearest(key, KEYS)}")
+        check_keys(args)
+    else:
+        check_words(args)
     try:
         return EngineCLI(copy.deepcopy(args))  # the parser changes what it is given
     except InputError:
@@ -132,6 +135,9 @@ def shorten(message: str) -> str:
         "Given value type:",
         "Given value: {",
         "Given value: Namespace",
+        "Given value: NestedArg",
     )
     rest = [line for line in lines if not line.startswith(noise)]
+    if len(keys) > 1 and keys[0] in CLASSES:
+        keys.insert(1, "init_args")
     return f"{'.'.join(keys)}: {' '.join(rest)}" if keys else " ".join(rest or lines)

@@ -10,8 +10,11 @@ from typing import Any
 import yaml
 
 from insight.errors import InputError, TrainingFailure, report
-from lightning_modules.drive import open_run_dir, run_stages
+from lightning_modules.drive import check_tracking, open_run_dir, run_stages
 from lightning_modules.engine_cli import build
+from lightning_modules.reproduce import reproduce
+
+HYDRA_ONLY = ("reproduce", "paths")  # read here, or by other keys of the composition; no part of a run's own config
 
 
 def read_run(folder: str) -> dict[str, Any]:
@@ -26,15 +29,18 @@ def read_run(folder: str) -> dict[str, Any]:
     return {**yaml.safe_load(path.read_text()), "run_dir": str(Path(folder).resolve())}
 
 
-def run_composed(config: dict[str, Any], overrides: list[str], full_error: bool = False) -> int:
-    """Train what the mapping says; a mistake is one message. Returns the exit code."""
+def run_composed(config: dict[str, Any], overrides: list[str], full_error: bool = False, trial: bool = False) -> int:
+    """Train what the mapping says; a mistake is one message. Returns the exit code.
+
+    ``trial``: the run is one of a sweep's, and no version of a registered model.
+    """
     try:
-        return _run_composed(config, overrides, full_error)
+        return _run_composed(config, overrides, full_error, trial)
     except (InputError, TrainingFailure, FileNotFoundError) as error:
         return report(error, full_error)
 
 
-def _run_composed(config: dict[str, Any], overrides: list[str], full_error: bool) -> int:
+def _run_composed(config: dict[str, Any], overrides: list[str], full_error: bool, trial: bool) -> int:
     resume = config.pop("resume", None)
     if resume is not None:
         others = [word for word in overrides if not word.startswith("resume=")]
@@ -43,8 +49,16 @@ def _run_composed(config: dict[str, Any], overrides: list[str], full_error: bool
                 f"resume={resume} reads the run's own config.yaml; leave out {' '.join(others)}, or start another run with them"
             )
         config = read_run(resume)
+    reference = config.pop("reproduce", None)
+    if reference is not None:
+        return reproduce(reference, config, overrides)
+    if trial:
+        config["deployment"] = {**config.get("deployment", {}), "register": False}
+    for key in HYDRA_ONLY:
+        config.pop(key, None)
     cli = build(config)
     if several_processes(cli.trainer_arguments):
+        check_tracking(cli)
         run_dir = open_run_dir(cli)
         command = [
             sys.executable,

@@ -107,7 +107,8 @@ def summary_table(summary: dict[str, Any], data: Any, run_dir: Path, tracking_ur
     lines.append(f"pictures:  {', '.join(map(str, pictures)) or '(none)'}")
     lines.append(f"results:   {run_dir / 'summary.json'}")
     if tracking_uri:
-        lines.append(f"MLflow:    .venv/bin/mlflow ui --backend-store-uri {tracking_uri}")
+        served = tracking_uri.startswith("http")  # by a server that is there already
+        lines.append(f"MLflow:    {tracking_uri if served else f'.venv/bin/mlflow ui --backend-store-uri {tracking_uri}'}")
     return "\n".join(lines)
 
 

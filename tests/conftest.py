@@ -22,3 +22,13 @@ def _one_thread() -> None:
 def scenes_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Generated pictures, rendered once for all tests."""
     return tmp_path_factory.mktemp("scenes_cache")
+
+
+@pytest.fixture(scope="session")
+def migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of an empty SQLite store, to be copied: MLflow takes seconds to make its tables."""
+    from tracking.store import open_client
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    open_client(f"sqlite:///{path}")
+    return path

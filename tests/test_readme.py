@@ -74,6 +74,7 @@ def test_the_readme_names_the_options_that_exist():
         (["+experiment=flickr_multistge"], "flickr_multistge"),
         (["+experiment=flickr_multistage", "data=flickr30k"], "data=scenes"),
         (["resume=nowhere"], "nowhere"),
+        (["stages.end_to_end.epocs=3", "trainer=cpu"], "did you mean 'epochs'"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(words, message, tmp_path):

@@ -23,6 +23,7 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from insight.errors import InputError
+from insight.metrics import repeats
 from tracking.records import Contents, Journal
 from tracking.shipper import Sender, Shipper, StoreState
 from tracking.store import LazyClient, resolve_tracking_uri, without_password
@@ -85,6 +86,7 @@ class JournalMLFlowLogger(MLFlowLogger):
         self.journal = Journal(journal_dir)
         self._client = LazyClient(self._tracking_uri)
         self.opened = False
+        self.killed_at: int | None = None  # milliseconds; when an earlier process was last heard of that was killed without a word
         self._earlier = Contents({}, {}, {}, None)
         self._names: dict[str, str] = {}
         self._said_differs: set[str] = set()
@@ -142,7 +144,7 @@ class JournalMLFlowLogger(MLFlowLogger):
         self.open()
         new = {}
         for raw_name, raw_value in params.items():
-            name = self._clean_name(raw_name, logging.INFO)  # a key of the config, e.g. a pattern with *; config.yaml has it as it is
+            name = self._clean_name(raw_name, logging.DEBUG)  # a key of the config, e.g. a pattern with *; config.yaml has it as it is
             value = without_password(str(raw_value))
             if len(value) > LONGEST_VALUE:
                 logger.warning("parameter %s has %d characters; MLflow takes %d, so it is cut there", name, len(value), LONGEST_VALUE)
@@ -214,6 +216,8 @@ class JournalMLFlowLogger(MLFlowLogger):
         """Begin the run, or go on with it; done by itself at the first write."""
         if not self.opened:
             begun = self.journal.opening()
+            if not self.journal.ended():
+                self.killed_at = self.journal.mark_killed()
             self._earlier = self.journal.contents()
             fields = {
                 "key": begun["key"] if begun else uuid.uuid4().hex,
@@ -226,6 +230,11 @@ class JournalMLFlowLogger(MLFlowLogger):
             }
             self.journal.append("open", fields)
             self.opened = True
+        self.ship()
+
+    @rank_zero_only
+    def ship(self) -> None:
+        """Send what the journal holds, in the background, without writing to it."""
         if self._shipper is None:
             self._shipper = Shipper(self.sender, self.store_warned)
             self._shipper.start()
@@ -259,7 +268,8 @@ class JournalMLFlowLogger(MLFlowLogger):
         known = self._earlier.points.get(name, {}).get(step)
         if known is None:
             return False
-        if known != value and not (math.isnan(known) and math.isnan(value)) and name not in self._said_differs:
+        differs = known != value and not (math.isnan(known) and math.isnan(value))
+        if differs and name not in self._said_differs and repeats(name):
             self._said_differs.add(name)
             logger.warning(
                 "%s at step %d is %r in the resumed run and was %r before it was stopped; the first is kept (said once a metric)",

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 logger = logging.getLogger(__name__)
 Record = dict[str, Any]
+PARENT_KEY = "run"  # folder of the journal of a run as a whole; each stage has its own beside it
 
 
 class Contents(NamedTuple):
@@ -61,6 +62,32 @@ class Journal:
             except OSError:
                 os.ftruncate(self._descriptor, end)
                 raise
+
+    def last(self) -> Record | None:
+        """The last whole record, read from the end: quick in a long journal."""
+        if not self.path.exists():
+            return None
+        with self.path.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            tail, start = b"", end
+            while start > 0 and tail.rfind(b"\n", 0, tail.rfind(b"\n")) < 0:  # two newlines: a whole line between them
+                start = max(0, start - 65536)
+                file.seek(start)
+                tail = file.read(end - start)
+        lines = tail[: tail.rfind(b"\n") + 1].splitlines()
+        return json.loads(lines[-1]) if lines else None
+
+    def ended(self) -> bool:
+        """Whether the last process that wrote said how it ended. One that was killed could not."""
+        last = self.last()
+        return last is None or last["kind"] == "status"
+
+    def mark_killed(self) -> int:
+        """Write the KILLED that the process before could not; returns when its last record was written, in milliseconds."""
+        last = self.last()
+        assert last is not None, "only a journal with records can lack its end"
+        self.append("status", {"status": "KILLED", "time": last["time"]})
+        return last["time"]
 
     def _cut_torn_line(self, descriptor: int) -> None:
         """A killed process may have left half a line; the process that goes on writes that record again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import errno
 import fcntl
 import json
@@ -9,6 +10,7 @@ import logging
 import os
 import platform
 import sys
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,11 +22,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from insight.errors import InputError
 from tracking import facts
+from tracking.earlier import EarlierRuns
 from tracking.journal import JournalMLFlowLogger, drain
+from tracking.records import PARENT_KEY
+from tracking.registration import Registration, deliver, request
+from tracking.store import store_errors, without_password
 
 logger = logging.getLogger(__name__)
 
-PARENT_KEY = "run"
 SOURCE_FOLDER = Path(__file__).resolve().parent.parent
 
 
@@ -60,6 +65,7 @@ class TrackedRun:
         self.logger = self._make_logger(PARENT_KEY, run_name or self.run_dir.name, None)
         self._stages: dict[str, JournalMLFlowLogger] = {}
         self._unfinished: set[str] = set()
+        self._earlier: EarlierRuns | None = None
 
     @property
     def run_id(self) -> str | None:
@@ -80,6 +86,8 @@ class TrackedRun:
         """
         going_on = self.logger.journal.opening() is not None
         self.logger.open()
+        if self.logger.killed_at is not None:
+            self._say_killed(self.logger.killed_at)
         git = facts.git_facts(SOURCE_FOLDER)
         first_commit = self.logger.recorded_tags.get("mlflow.source.git.commit")
         suffix = ""
@@ -107,14 +115,14 @@ class TrackedRun:
                 self._log_text(f"git{suffix}.diff", git.diff)
         for path in artifacts:
             self.logger.log_artifact(path)
+        self._ship_stages_before()
+        self._earlier = EarlierRuns(self.output_dir, self.logger.tracking_uri, self.run_dir)
+        self._earlier.start()
 
     def stage_logger(self, index: int, name: str) -> JournalMLFlowLogger:
         """The logger of stage ``index`` (from 0), nested under the parent; hand it to that stage's Trainer."""
         key = f"{index + 1:02d}-{name}"
-        if key not in self._stages:
-            self._stages[key] = self._make_logger(key, key, PARENT_KEY)
-            self._stages[key].store_warned = self.logger.store_warned
-        stage = self._stages[key]
+        stage = self._stage(key)
         self.logger.open()  # a child is made under its parent, so the parent's journal must begin first
         stage.open()
         self._unfinished.add(key)
@@ -140,6 +148,22 @@ class TrackedRun:
         self.logger.set_tags(tags)
 
     @rank_zero_only
+    def register(self, registration: Registration) -> None:
+        """Ask for the run to become a version of a registered model; ``deliver_registration`` or ``tracking.sync`` sees to it."""
+        request(self.run_dir, registration)
+
+    @rank_zero_only
+    def deliver_registration(self) -> str | None:
+        """After ``finish``: the address of the version that the run has become. None: none was asked for, or a warning says why."""
+        errors: tuple[type[Exception], ...] = (InputError, *store_errors())
+        try:
+            return deliver(self.run_dir, self.logger.tracking_uri)
+        except errors as error:
+            reason = without_password(" ".join(str(error).split()))[:300]
+            logger.warning("the run is not registered yet (%s); `python -m tracking.sync %s` tries again", reason, self.run_dir)
+            return None
+
+    @rank_zero_only
     def finish(self, status: str, error: BaseException | None = None) -> None:
         """Write the final status (of stages still running too), wait ``drain_seconds`` at most, and say what couldn't be sent.
 
@@ -149,15 +173,31 @@ class TrackedRun:
         if not self.logger.opened:
             return
         if error is not None and status == "FAILED":
-            self._log_text("error.txt", "".join(traceback.format_exception(error)))
+            self._log_text("error.txt", without_password("".join(traceback.format_exception(error))))
         for key in sorted(self._unfinished):
             self._stages[key].set_status(status)
         self._unfinished.clear()
         self.logger.set_status(status)
         loggers = [self.logger, *self._stages.values()]
+        started = time.monotonic()
         drain(loggers, self.drain_seconds)
+        if self._earlier is not None:
+            self._earlier.stop(max(0.0, self.drain_seconds - (time.monotonic() - started)))
         for each in loggers:
             each.journal.close()
+
+    def _ship_stages_before(self) -> None:
+        """A stage that ended just before the process was killed may not have arrived, and no later stage would send it."""
+        for path in sorted((self.run_dir / "tracking").glob("*/journal.jsonl")):
+            key = path.parent.name
+            if key != PARENT_KEY and path.stat().st_size and (stage := self._stage(key)).sender.records_left():
+                stage.ship()
+
+    def _stage(self, key: str) -> JournalMLFlowLogger:
+        if key not in self._stages:
+            self._stages[key] = self._make_logger(key, key, PARENT_KEY)
+            self._stages[key].store_warned = self.logger.store_warned
+        return self._stages[key]
 
     def _make_logger(self, key: str, name: str, parent_key: str | None) -> JournalMLFlowLogger:
         return JournalMLFlowLogger(
@@ -171,6 +211,12 @@ class TrackedRun:
             driven=True,
             drain_seconds=self.drain_seconds,
         )
+
+    def _say_killed(self, killed_at: int) -> None:
+        times = [known for known in self.logger.recorded_tags.get("killed", "").split(", ") if known]
+        times.append(datetime.datetime.fromtimestamp(killed_at / 1000, datetime.UTC).isoformat(timespec="seconds"))
+        logger.warning("the process before was killed without a word, last heard of at %s; the run goes on", times[-1])
+        self.logger.set_tags({"killed": ", ".join(times)})
 
     def _log_text(self, name: str, text: str) -> None:
         path = self.logger.journal.folder / name

@@ -67,10 +67,20 @@ class StoreState:
     def offset(self, value: int) -> None:
         self._write("offset", str(value))
 
+    @property
+    def registered(self) -> str | None:
+        """Address of the model version that the run has become."""
+        return self._read("registered")
+
+    @registered.setter
+    def registered(self, value: str) -> None:
+        self._write("registered", value)
+
     def forget(self) -> None:
         """The store no longer knows the run: begin again from the first record."""
         self.offset = 0
-        (self.folder / "run_id").unlink(missing_ok=True)
+        for name in ("run_id", "registered"):
+            (self.folder / name).unlink(missing_ok=True)
 
     def _read(self, name: str) -> str | None:
         path = self.folder / name

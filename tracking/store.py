@@ -83,8 +83,39 @@ def default_artifact_location(tracking_uri: str) -> str | None:
 
 
 def without_password(text: str) -> str:
-    """``text`` with the passwords of addresses in it (``scheme://user:password@host``) starred out."""
-    return re.sub(r"(://[^/:@\s\"]*):[^@/\s\"]+@", r"\1:***@", text)
+    """``text`` with the passwords and tokens of addresses in it starred out.
+
+    >>> without_password("http://me:secret@host:5000 and https://token@host/path")
+    'http://me:***@host:5000 and https://***@host/path'
+    """
+    return re.sub(r"://([^/:\s\"]*:)?[^/\s\"]+@", r"://\1***@", text)
+
+
+def read_variable(key: str, name: str) -> str:
+    """The value of the environment variable that a config key names.
+
+    Raises:
+        InputError: it is not set.
+    """
+    value = os.environ.get(name)
+    if not value:
+        raise InputError(
+            f"{key}={name}: this environment variable is not set; export it (the config keeps its name alone), or set {key}=null"
+        )
+    return value
+
+
+def store_address(tracking_uri: str | None, tracking_uri_env: str | None, token_env: str | None, output_dir: str | Path) -> str:
+    """The store that a config's ``tracking`` means, and its token where MLflow's client reads it at each request.
+
+    Raises:
+        InputError: a variable that the config names is not set, or the address is impossible.
+    """
+    if token_env is not None:
+        os.environ["MLFLOW_TRACKING_TOKEN"] = read_variable("tracking.token_env", token_env)
+    if tracking_uri_env is not None:
+        return _checked(read_variable("tracking.tracking_uri_env", tracking_uri_env), f"the variable {tracking_uri_env}")
+    return resolve_tracking_uri(tracking_uri, output_dir)
 
 
 def address_digest(tracking_uri: str) -> str:
@@ -93,24 +124,29 @@ def address_digest(tracking_uri: str) -> str:
 
 
 def set_mlflow_defaults() -> None:
-    """No telemetry unless the user says so. MLflow reads this while it is imported."""
+    """No telemetry and no progress bars unless the user says so. MLflow reads the first while it is imported."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
-def open_client(tracking_uri: str) -> MlflowClient:
-    """The only place that makes a client. For SQLite this makes or migrates the tables: one process at a time."""
+def open_client(tracking_uri: str, registry_uri: str | None = None) -> MlflowClient:
+    """The only place that makes a client. For SQLite this makes or migrates the tables: one process at a time.
+
+    ``registry_uri`` None: the registry is the tracking store's own.
+    """
     set_mlflow_defaults()
     if tracking_uri.startswith("http"):  # MLflow reads these at each request; its defaults block for 246 s when a server is gone
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines for every run that ends
     from mlflow import MlflowClient
 
     database = sqlite_path(tracking_uri)
     if database is None:
-        return MlflowClient(tracking_uri)
+        return MlflowClient(tracking_uri, registry_uri)
     database.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(database.with_name(database.name + ".lock")), quiet():
-        return MlflowClient(tracking_uri)
+        return MlflowClient(tracking_uri, registry_uri)
 
 
 def store_errors() -> tuple[type[Exception], ...]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from insight.errors import InputError
 from tracking.records import Journal
+from tracking.registration import deliver
 from tracking.shipper import Sender
 from tracking.store import resolve_tracking_uri, store_errors, without_password
 
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 def sync(run_dir: str | Path, tracking_uri: str | None = None) -> int:
     """Send every journal under RUN/tracking, to ``tracking_uri`` or where the run itself sent them; returns how many records went.
+
+    Then the run becomes a version of its registered model, if it asked for that.
 
     Raises InputError for a folder without journals or an impossible address, and one of ``store_errors()`` if the store is away.
     """
@@ -38,6 +41,9 @@ def sync(run_dir: str | Path, tracking_uri: str | None = None) -> int:
         sent = sender.send()
         total += sent
         logger.info("%s: %d records sent (MLflow run %s)", label, sent, sender.state.run_id)
+    registered = deliver(run_dir, senders[0].tracking_uri)
+    if registered is not None:
+        logger.info("registered as %s", registered)
     return total
 
 

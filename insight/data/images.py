@@ -29,6 +29,7 @@ STD = (0.229, 0.224, 0.225)
 MAX_PIXELS = 64_000_000  # beyond it a file is a mistake or an attack; Flickr30k's pictures have about 190,000
 WORKING_MARGIN = 1.25  # training crops from a picture this much larger than the model's
 PREPROCESSING_VERSION = 1  # of open_image + working_image: part of the cache's key
+UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error)  # Pillow's ways to say "broken"
 SMALLEST_VISIBLE = 0.25  # a box of which a crop leaves less than this part is dropped
 
 
@@ -56,7 +57,7 @@ def open_image(path: str | Path) -> Image.Image:
         raise InputError(f"{path}: not a picture, whatever its name says: replace or remove it") from error
     except InputError:
         raise
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error) as error:  # Pillow's ways to say "broken"
+    except UNDECODABLE as error:
         raise InputError(f"{path}: the picture cannot be decoded ({error}): download it again or remove it") from error
 
 
@@ -151,6 +152,17 @@ class ImageTransform:
     def open(self, path: str | Path) -> Tensor:
         """A file -> what the model reads, (3, H, W) float32: the same numbers as by way of the cache."""
         return self.evaluate(working_image(open_image(path), self.image_size))
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """The same for an opened picture of any mode.
+
+        Raises:
+            InputError: the picture has no RGB form, or cannot be decoded.
+        """
+        try:
+            return self.evaluate(working_image(_to_rgb(ImageOps.exif_transpose(image)), self.image_size))
+        except UNDECODABLE as error:
+            raise InputError(f"the picture cannot be decoded ({error}): send it again") from error
 
     def evaluate(self, image: Tensor) -> Tensor:
         """Working images (..., 3, S, S) uint8 -> (..., 3, H, W) float32: the whole picture."""

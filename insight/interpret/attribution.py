@@ -53,7 +53,7 @@ def integrated_gradients(subject: Subject, steps: int = 32, image_baseline: floa
 
 
 def input_x_gradient(subject: Subject) -> Values:
-    """Input times gradient, summed over a patch or a token's embedding (https://arxiv.org/abs/1605.01713, section 3)."""
+    """Input times gradient, summed over a patch or a token's embedding (https://arxiv.org/abs/1605.01713)."""
     parts = parts_of(subject)
     values = InputXGradient(parts.score).attribute(leaves(parts.inputs.values()), additional_forward_args=parts.additional)
     return summed(subject, parts, parts.scores[0], values)

@@ -76,8 +76,8 @@ def joining(order_PM: Tensor) -> Tensor:
 
 
 def smallest_budget(players: int) -> int:
-    """Masks without which KernelSHAP has nothing to draw from: every one, or four per player."""
-    return min(2**players, 4 * players + 2)
+    """Masks without which KernelSHAP has nothing to draw from: every one, or six per player."""
+    return min(2**players, 6 * players + 2)
 
 
 def shapley_design(players: int, budget: int, seed: int) -> ShapleyDesign:

@@ -210,7 +210,7 @@ def _sides(subject: Subject, segments: int, removal: str) -> tuple[MaskedRows, T
     if int(words_R.min()) < 1:
         raise InputError(f"row {int(words_R.argmin())}: the text has no word that could be left out")
     masked = MaskedRows(family, subject.rows, segment_labels(family, segments), word_RT, load(removal, "removal"))
-    return masked, words_R, float(family.model.scale)
+    return masked, words_R, family.model.scale.item()
 
 
 def _padded(kept_KW: Tensor, words: int) -> Tensor:

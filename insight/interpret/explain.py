@@ -14,8 +14,10 @@ import dataclasses
 import functools
 import inspect
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +44,7 @@ class Values(NamedTuple):
     image_RP: Tensor | None = None  # patches row by row, without the class token
     text_RT: Tensor | None = None
     pairs_RTP: Tensor | None = None  # what each text token has to do with each patch
-    diagnostics: dict[str, Tensor] = {}  # how far the method's own promises hold, (R,) each
+    diagnostics: Mapping[str, Tensor] = MappingProxyType({})  # how far the method's own promises hold, (R,) each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +79,8 @@ class Subject:
     own, never to weights.
     """
 
-    def __init__(self, family: Family, rows: Rows) -> None:
-        self.family, self.rows = family, rows
+    def __init__(self, family: Family, rows: Rows, target: Target) -> None:
+        self.family, self.rows, self.target = family, rows, target
         self.forward_rows = self.backward_rows = 0
 
     def __len__(self) -> int:
@@ -122,25 +124,31 @@ def explain(model: nn.Module | Family, batch: Any, target: Target | None, method
             that the family lacks (``Lacks``); values that are not finite.
     """
     function = check_method(method)
-    family = family_of(model)
-    with untouched(family.model):
-        rows, target = family.rows(batch, target)
-        subject = Subject(family, rows)
+    with looking_at(model, batch, target) as subject:
         started = time.perf_counter()
         values = function(subject, **method.arguments)
         for name, tensor in values._asdict().items():
             if isinstance(tensor, Tensor) and not torch.isfinite(tensor).all():  # waits for the device: the time is whole
-                raise InputError(not_finite(name, tensor, next(family.model.parameters()).dtype))
+                raise InputError(not_finite(name, tensor, next(subject.family.model.parameters()).dtype))
         seconds = time.perf_counter() - started
         cost = Cost(subject.forward_rows / len(subject), subject.backward_rows / len(subject), seconds)
-        return _explanation(values, rows, family, target, settled(method, function), cost)
+        return _explanation(values, subject, settled(method, function), cost)
+
+
+@contextmanager
+def looking_at(model: nn.Module | Family, batch: Any, target: Target | None) -> Iterator[Subject]:
+    """For what is no map: the subject that a method gets. The model is in evaluation mode, without gradients, and is then left as it was.
+    Arguments and errors as in ``explain``."""
+    family = family_of(model)
+    with untouched(family.model):
+        yield Subject(family, *family.rows(batch, target))
 
 
 def check_method(method: Call) -> Callable[..., Values]:
     """The method's function, after a look at the settings.
 
     Raises:
-        InputError: no such function, it is no method, or a setting that it lacks; the message names the nearest.
+        InputError: no such function, it is no method, a setting that it lacks (the message names the nearest) or of another type.
     """
     function = load(method.function, "method.function")
     if next(iter(inspect.signature(function).parameters), None) != "subject":
@@ -149,6 +157,12 @@ def check_method(method: Call) -> Callable[..., Values]:
     missing.remove("subject")
     if missing:
         raise InputError(f"method.arguments: {method.function} needs {', '.join(missing)}")
+    hints = get_type_hints(function)
+    for name, value in method.arguments.items():
+        kind = hints.get(name)
+        fits = type(value) is kind or (kind is float and type(value) is int)
+        if kind in (bool, int, float, str) and not fits:
+            raise InputError(f"method.arguments.{name}={value!r}: must be {kind.__name__}, not {type(value).__name__}")
     return function
 
 
@@ -164,17 +178,18 @@ def not_finite(name: str, tensor: Tensor, dtype: torch.dtype) -> str:
     return f"row {row}: {name} has values that are not finite; {hint}"
 
 
-def _explanation(values: Values, rows: Rows, family: Family, target: Target, method: Call, cost: Cost) -> Explanation:
+def _explanation(values: Values, subject: Subject, method: Call, cost: Cost) -> Explanation:
     def plain(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.detach().float()
 
+    grid, mask_RT = subject.family.grid, subject.rows.text_mask_RT
     image, text, pairs = plain(values.image_RP), plain(values.text_RT), plain(values.pairs_RTP)
     if image is not None:
-        image = image.unflatten(1, (family.grid, family.grid))
-    if rows.text_mask_RT is not None:
-        text = None if text is None else text * rows.text_mask_RT
-        pairs = None if pairs is None else pairs * rows.text_mask_RT[..., None]
+        image = image.unflatten(1, (grid, grid))
+    if mask_RT is not None:
+        text = None if text is None else text * mask_RT
+        pairs = None if pairs is None else pairs * mask_RT[..., None]
     if pairs is not None:
-        pairs = pairs.unflatten(2, (family.grid, family.grid))
+        pairs = pairs.unflatten(2, (grid, grid))
     diagnostics = {name: tensor.detach().float() for name, tensor in values.diagnostics.items()}
-    return Explanation(image, text, pairs, values.score_R.detach().float(), target, method, cost, diagnostics)
+    return Explanation(image, text, pairs, values.score_R.detach().float(), subject.target, method, cost, diagnostics)

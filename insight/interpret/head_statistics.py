@@ -11,19 +11,19 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from insight.errors import InputError
+from insight.interpret.explain import looking_at
 from insight.interpret.family import Family, Target
 from insight.interpret.record import record
-from insight.interpret.untouched import untouched
 from insight.nn.attention import AttentionCall, attention_weights
 
 
 class HeadRecord(NamedTuple):
     """One layer, one call, float32: a number for each query that is looked at."""
 
-    queries_Q: Tensor  # their rows
+    stride: int  # query q is token q * stride
     entropy_BHQ: Tensor  # nats: log S = even attention, 0 = one key
     class_row_BHS: Tensor | None = None  # what the image's class token reads; None = the queries are words
     class_mass_BHQ: Tensor | None = None  # share that goes to the image's class token; None = the keys are words
@@ -31,12 +31,12 @@ class HeadRecord(NamedTuple):
 
 
 @contextmanager
-def record_heads(family: Family, num_patches: int = 8) -> Iterator[dict[str, HeadRecord]]:
+def record_heads(family: Family, num_patches: int = 4) -> Iterator[dict[str, HeadRecord]]:
     """Of every attention that is called inside the context, by module path; outputs are bit-identical. A layer may be called once.
 
     Args:
-        num_patches: Patches that are looked at in each layer of the image tower, evenly spread, beside the class token. Words are all
-            looked at.
+        num_patches: So many patches or a few more are looked at in each layer of the image tower, evenly spread, beside the class token.
+            Words are all looked at.
 
     Raises:
         InputError: ``num_patches`` below 1.
@@ -46,26 +46,25 @@ def record_heads(family: Family, num_patches: int = 8) -> Iterator[dict[str, Hea
     flow = family.flow
     keep: dict[str, Callable[[AttentionCall], HeadRecord]] = {}
     if family.grid is not None:
-        queries_Q, distance_QP = looked_at(family.grid, num_patches)
-        device = next(family.model.parameters()).device
-        keep |= dict.fromkeys(flow.image, _image_recorder(queries_Q.to(device), distance_QP.to(device)))
+        stride, distance_QP = looked_at(family.grid, num_patches)
+        keep |= dict.fromkeys(flow.image, _image_recorder(stride, distance_QP.to(next(family.model.parameters()).device)))
     keep |= dict.fromkeys([*flow.text, *(own for own, _ in flow.fusion)], of_words)
     keep |= dict.fromkeys([crossing for _, crossing in flow.fusion], of_words_reading_image)
     with record(family.model, keep) as found:
         yield found
 
 
-def head_statistics(family: Family, batch: Any, target: Target | None = None, num_patches: int = 8) -> dict[str, dict[str, Tensor]]:
+def head_statistics(
+    model: nn.Module | Family, batch: Any, target: Target | None = None, num_patches: int = 4
+) -> dict[str, dict[str, Tensor]]:
     """Means over rows and queries by module path and name, (H,) each; padding is left out, the model is left as it was.
 
     Always ``entropy``; of what reads the image ``class_mass``; of the image tower ``class_entropy`` (of the class token's own row) and
     ``distance``, with entropy and mass over the patches; of words that read the image ``text_to_image``, the share that patches get.
     """
-    with untouched(family.model):
-        rows, _ = family.rows(batch, target)
-        with record_heads(family, num_patches) as records:
-            family.score(family.embed(rows))
-        return {name: _summary(one, rows.text_mask_RT) for name, one in records.items()}
+    with looking_at(model, batch, target) as subject, record_heads(subject.family, num_patches) as records:
+        subject.score(subject.inputs)
+        return {name: _summary(one, subject.rows.text_mask_RT) for name, one in records.items()}
 
 
 def _summary(one: HeadRecord, mask_RT: Tensor | None) -> dict[str, Tensor]:
@@ -88,25 +87,24 @@ def _summary(one: HeadRecord, mask_RT: Tensor | None) -> dict[str, Tensor]:
 
 
 # --- what is kept of one call ---
-def _image_recorder(queries_Q: Tensor, distance_QP: Tensor) -> Callable[[AttentionCall], HeadRecord]:
+def _image_recorder(stride: int, distance_QP: Tensor) -> Callable[[AttentionCall], HeadRecord]:
     def keep(call: AttentionCall) -> HeadRecord:
-        weights_BHQS = attention_weights(call.query_BHTK[:, :, queries_Q].detach(), call.key_BHSK.detach(), call.mask_BS)
+        weights_BHQS = attention_weights(call.query_BHTK[:, :, ::stride].detach(), call.key_BHSK.detach(), call.mask_BS)
         class_mass_BHQ, on_patches_BHQP = weights_BHQS[..., 0], weights_BHQS[..., 1:]
         distance_BHQ = (on_patches_BHQP * distance_QP).sum(dim=-1) / on_patches_BHQP.sum(dim=-1).clamp(min=1e-12)
-        return HeadRecord(queries_Q, entropy(weights_BHQS), weights_BHQS[:, :, 0], class_mass_BHQ, distance_BHQ)
+        return HeadRecord(stride, entropy(weights_BHQS), weights_BHQS[:, :, 0], class_mass_BHQ, distance_BHQ)
 
     return keep
 
 
 def of_words(call: AttentionCall) -> HeadRecord:
     weights_BHTS = attention_weights(call.query_BHTK.detach(), call.key_BHSK.detach(), call.mask_BS)
-    return HeadRecord(torch.arange(weights_BHTS.shape[2], device=weights_BHTS.device), entropy(weights_BHTS))
+    return HeadRecord(1, entropy(weights_BHTS))
 
 
 def of_words_reading_image(call: AttentionCall) -> HeadRecord:
     weights_BHTN = attention_weights(call.query_BHTK.detach(), call.key_BHSK.detach(), call.mask_BS)
-    queries_T = torch.arange(weights_BHTN.shape[2], device=weights_BHTN.device)
-    return HeadRecord(queries_T, entropy(weights_BHTN), class_mass_BHQ=weights_BHTN[..., 0])
+    return HeadRecord(1, entropy(weights_BHTN), class_mass_BHQ=weights_BHTN[..., 0])
 
 
 def class_row(call: AttentionCall) -> Tensor:
@@ -135,13 +133,13 @@ def patch_distances(grid: int) -> Tensor:
     return (place_P2[:, None] - place_P2).norm(dim=-1)
 
 
-def looked_at(grid: int, num_patches: int) -> tuple[Tensor, Tensor]:
-    """Rows of the queries (Q,), the class token first, and their distances to all patches (Q, P).
+def looked_at(grid: int, num_patches: int) -> tuple[int, Tensor]:
+    """A stride through the image tokens that begins at the class token, and the distances of those tokens to all patches (Q, P).
 
-    Patches are taken at a stride near the golden section that has no divisor in common with the grid: the first g lie in g columns.
+    A stride needs no copy of the queries. It is the largest that meets at least ``num_patches`` patches and has no divisor in common with
+    the grid, so that they lie in different columns.
     """
     total = grid**2
-    stride = next(step for step in range(round(0.618 * total), 0, -1) if math.gcd(step, total) == 1)
-    patches = (torch.arange(min(num_patches, total)) * stride % total).sort().values
-    distance_QP = torch.cat([torch.zeros(1, total), patch_distances(grid)[patches]])
-    return torch.cat([torch.zeros(1, dtype=torch.int64), patches + 1]), distance_QP
+    stride = next(step for step in range(max(1, total // num_patches), 0, -1) if math.gcd(step, grid) == 1)
+    patches = torch.arange(stride - 1, total, stride)
+    return stride, torch.cat([torch.zeros(1, total), patch_distances(grid)[patches]])

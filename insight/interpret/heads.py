@@ -37,7 +37,7 @@ class Decomposition(NamedTuple):
 
 
 def decompose(subject: Subject, side: str = "image") -> Decomposition:
-    """Equation 3 of the paper, with the paper's treatment of the LayerNorm (its appendix A.1): 1F of one tower.
+    """One pass forward of one tower, within ``looking_at(model, batch, target)``.
 
     Memory: R * L * H * N * E numbers. Where only the agreement with a direction is asked, ``head_effects`` needs 1 / E of it.
 
@@ -75,7 +75,7 @@ def direct_effect(subject: Subject) -> Values:
 
 
 def describe_head(outputs_RE: Tensor, texts_ME: Tensor, count: int) -> tuple[list[int], list[float]]:
-    """The ``count`` texts whose directions, one after the other, explain most of how a head's output varies: algorithm 1 of the paper.
+    """The ``count`` texts whose directions, one after the other, explain most of how a head's output varies: the paper's TextSpan.
 
     Texts are first projected onto what the outputs span, so that what a head never writes earns nothing; then, again and again, the text
     along which the outputs vary most is taken, and its direction removed from outputs and texts.
@@ -88,23 +88,25 @@ def describe_head(outputs_RE: Tensor, texts_ME: Tensor, count: int) -> tuple[lis
         Rows of ``texts_ME``, the best first, and after each the share of the outputs' variance that those so far explain.
 
     Raises:
-        InputError: ``count`` is not 1 to M, or one picture only.
+        InputError: ``count`` is not 1 to M; the outputs are all the same.
     """
     if not 1 <= count <= len(texts_ME):
         raise InputError(f"count={count}: there are {len(texts_ME)} texts to choose from")
-    if len(outputs_RE) < 2:
-        raise InputError("describe_head needs the head's outputs for at least 2 pictures, got 1: nothing varies")
     varying_RE = outputs_RE.float() - outputs_RE.float().mean(dim=0)
+    whole = varying_RE.square().sum()
+    if whole <= 1e-12 * outputs_RE.float().square().sum():
+        raise InputError(f"describe_head got {len(outputs_RE)} outputs that do not vary: give those of more, and different, pictures")
     basis_EC = _span(varying_RE)
     texts_ME = texts_ME.float() @ basis_EC @ basis_EC.T
-    whole = varying_RE.square().sum()
+    length_M = texts_ME.norm(dim=1)
     chosen: list[int] = []
     shares: list[float] = []
     for _ in range(count):
         variance_M = (varying_RE @ texts_ME.T).square().mean(dim=0)
         variance_M[chosen] = -1.0  # what is left of them is rounding
         best = int(variance_M.argmax())
-        direction_E = F.normalize(texts_ME[best], dim=0)
+        new = texts_ME[best].norm() > 1e-4 * length_M[best]  # else texts before it say the same: what is left of it is rounding
+        direction_E = F.normalize(texts_ME[best], dim=0) * new
         varying_RE = varying_RE - (varying_RE @ direction_E)[:, None] * direction_E
         texts_ME = texts_ME - (texts_ME @ direction_E)[:, None] * direction_E
         chosen.append(best)

@@ -24,18 +24,23 @@ class Attribution(NamedTuple):
 def read_kernel_shap(design: ShapleyDesign, value_GK: Tensor) -> Attribution:
     """Shapley values by weighted least squares that meets both ends (https://arxiv.org/abs/1705.07874, theorem 2).
 
+    Every size of mask has a level of its own in the fit. A value that depends on the size alone gives all players the same, which the ends
+    decide already, so with all masks the levels change nothing; with some, they take away what the size does to the value, by far the
+    largest part of the error where a picture with few patches is another thing to the model than one with many.
+
     The error is that of the linearised fit under the design: only drawn strata have one, a pair of masks is one draw, and drawing without
-    repetition counts. It does not know of sizes that the budget left out altogether.
+    repetition counts. It does not know of sizes that the budget left out altogether, and near the smallest budget
+    it is too small (about 4 of 5 values lie within two errors, from about 8 masks a player on 9 of 10, from 16 on 19 of 20).
     """
     value_GK = value_GK.double()
-    kept_KM = design.kept_KM.double()
-    empty_G1, full_G1 = value_GK[:, :1], value_GK[:, 1:2]
-    total_G1 = full_G1 - empty_G1
-    if design.kept_KM.shape[1] == 1:
+    kept_KM, players = design.kept_KM.double(), design.kept_KM.shape[1]
+    empty_G1, total_G1 = value_GK[:, :1], value_GK[:, 1:2] - value_GK[:, :1]
+    if players == 1:
         return Attribution(total_G1, torch.zeros_like(total_G1))
     # the last value is what the others leave of the total, so that only M - 1 are fitted
-    x_KL = kept_KM[:, :-1] - kept_KM[:, -1:]
-    target_GK = value_GK - empty_G1 - total_G1 * kept_KM[:, -1]
+    size_K = design.kept_KM.sum(dim=1)
+    x_KL = _within(size_K, design.weight_K, kept_KM[:, :-1] - kept_KM[:, -1:])
+    target_GK = _within(size_K, design.weight_K, (value_GK - empty_G1 - total_G1 * kept_KM[:, -1]).T).T
     weighted_LK = (x_KL * design.weight_K[:, None]).T
     solve_LK = torch.linalg.lstsq(weighted_LK @ x_KL, weighted_LK).solution
     fitted_GL = target_GK @ solve_LK.T
@@ -48,12 +53,19 @@ def read_kernel_shap(design: ShapleyDesign, value_GK: Tensor) -> Attribution:
     variance_GM = torch.zeros_like(value_GM)
     for size in stratum_P[stratum_P != ENUMERATED].unique().tolist():
         here = stratum_P == size
-        count, population = int(here.sum()), num_pairs(design.kept_KM.shape[1], size)
+        count, population = int(here.sum()), num_pairs(players, size)
         sum_GM = moved_GP[:, here] @ influence_MP[:, here].T
         square_GM = moved_GP[:, here] ** 2 @ (influence_MP[:, here] ** 2).T
         spread_GM = square_GM if count == 1 else (square_GM - sum_GM**2 / count).clamp(min=0) * count / (count - 1)
         variance_GM += (1 - count / population) * spread_GM
-    return Attribution(value_GM, (variance_GM * _correction(len(stratum_P), x_KL.shape[1])).sqrt())
+    return Attribution(value_GM, (variance_GM * _correction(len(stratum_P), players - 1 + len(size_K.unique()) // 2)).sqrt())
+
+
+def _within(size_K: Tensor, weight_K: Tensor, column_KX: Tensor) -> Tensor:
+    """Less the weighted mean over the masks of the same size; as it is where they weigh nothing (both ends)."""
+    sums = torch.zeros(int(size_K.max()) + 1, column_KX.shape[1], dtype=torch.float64).index_add_(0, size_K, column_KX * weight_K[:, None])
+    weights = torch.zeros(len(sums), dtype=torch.float64).index_add_(0, size_K, weight_K)
+    return column_KX - (sums / weights.clamp(min=torch.finfo(torch.float64).tiny)[:, None])[size_K]
 
 
 def read_shapley_sampling(order_PM: Tensor, value_GPX: Tensor) -> Attribution:

@@ -21,7 +21,7 @@ from insight.nn.attention import AttentionCall
 
 # --- LeGrad ---
 def legrad(subject: Subject, start_layer: int = 0) -> Values:
-    """Gradient of the score that each layer alone would give, to that layer's weights: https://arxiv.org/abs/2404.03214, equations 4 to 7.
+    """Gradient of the score that each layer alone would give, to that layer's weights: https://arxiv.org/abs/2404.03214.
 
     The score of layer l is that of the mean of its tokens; negative gradients are cut, then mean over heads and (real) queries, sum over
     layers. The paper's last step, min-max over the picture, is left out: it is for drawing.
@@ -58,7 +58,7 @@ def positive_mean(gradient_RHTS: Tensor, mask_RT: Tensor | None) -> Tensor:
 
 # --- Grad-ECLIP ---
 def grad_eclip(subject: Subject) -> Values:
-    """Gradient at the last attention's output x values x a loosened attention: https://arxiv.org/abs/2502.18816, section 3.
+    """Gradient at the last attention's output x values x a loosened attention: https://arxiv.org/abs/2502.18816.
 
     ``ReLU(sum_t lambda_ts sum_d g_td v_sd)`` over queries t that are read out and channels d of all heads. ``lambda`` is the cosine of
     query and key after the layer's output map, stretched to 0..1 over the keys: wider than softmax. The authors' code runs the last layer
@@ -68,10 +68,8 @@ def grad_eclip(subject: Subject) -> Values:
     """
     flow, inputs = subject.family.flow, subject.inputs
     last_text, last_image = flow.fusion[-1] if flow.fusion else (last(flow.text), last(flow.image))
-    with (
-        torch.enable_grad(),
-        record(subject.family.model, dict.fromkeys([name for name in (last_image, last_text) if name], itself)) as calls,
-    ):
+    names = [name for name in (last_image, last_text) if name]
+    with torch.enable_grad(), record(subject.family.model, dict.fromkeys(names, itself)) as calls:
         score_R = subject.score(with_gradient(inputs))
         gradients = at_outputs(score_R, calls)
     layers = attention_layers(subject.family.model)

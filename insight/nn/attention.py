@@ -97,7 +97,8 @@ def attend_explicit(query_BHTK: Tensor, key_BHSK: Tensor, value_BHSK: Tensor, ma
 def attention_weights(query_BHTK: Tensor, key_BHSK: Tensor, mask_BS: Tensor | None) -> Tensor:
     """The weights of the kernel as (B, H, T, S) in float32, whatever the precision of the model; zero rows where the mask allows no key."""
     with torch.autocast(query_BHTK.device.type, enabled=False):
-        score_HBTS = _scores(query_BHTK.float(), key_BHSK.float())
+        scores = scores_by_head if query_BHTK.device.type == "cpu" else scores_at_once
+        score_HBTS = scores(query_BHTK.float(), key_BHSK.float())
         if mask_BS is None:
             return score_HBTS.softmax(dim=-1).transpose(0, 1)
         mask_B1S = mask_BS[:, None, :]
@@ -105,14 +106,16 @@ def attention_weights(query_BHTK: Tensor, key_BHSK: Tensor, mask_BS: Tensor | No
         return (score_HBTS.masked_fill(~mask_B1S, lowest).softmax(dim=-1) * mask_B1S).transpose(0, 1)
 
 
-def _scores(query_BHTK: Tensor, key_BHSK: Tensor) -> Tensor:
-    """``q k^T / sqrt(K)``, heads first. On the CPU head by head: one batched product over examples and heads would first copy all keys,
-    which takes longer than the product where there are few queries."""
-    scale = 1 / math.sqrt(query_BHTK.shape[-1])
-    if query_BHTK.device.type != "cpu":
-        return (query_BHTK.transpose(0, 1) * scale) @ key_BHSK.permute(1, 0, 3, 2)
-    batch, heads, num_queries, _ = query_BHTK.shape
+def scores_at_once(query_BHTK: Tensor, key_BHSK: Tensor) -> Tensor:
+    """``q k^T / sqrt(K)``, heads first: (H, B, T, S)."""
+    return (query_BHTK.transpose(0, 1) / math.sqrt(query_BHTK.shape[-1])) @ key_BHSK.permute(1, 0, 3, 2)
+
+
+def scores_by_head(query_BHTK: Tensor, key_BHSK: Tensor) -> Tensor:
+    """The same, for the CPU: there one product over examples and heads first copies all keys, which takes longer than the product itself
+    where queries are few."""
+    batch, heads, num_queries, width = query_BHTK.shape
     score_HBTS = query_BHTK.new_empty(heads, batch, num_queries, key_BHSK.shape[2])
     for score_BTS, query_BTK, key_BSK in zip(score_HBTS.unbind(0), query_BHTK.unbind(1), key_BHSK.unbind(1), strict=True):
-        torch.baddbmm(score_BTS, query_BTK, key_BSK.transpose(1, 2), beta=0, alpha=scale, out=score_BTS)
+        torch.baddbmm(score_BTS, query_BTK, key_BSK.transpose(1, 2), beta=0, alpha=1 / math.sqrt(width), out=score_BTS)
     return score_HBTS

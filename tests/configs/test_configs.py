@@ -15,9 +15,10 @@ from omegaconf import OmegaConf
 
 from lightning_modules.drive import run_stages
 from lightning_modules.engine_cli import build
+from lightning_modules.front import HYDRA_ONLY
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name not in ("experiment", "recipe"))
+GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name not in ("experiment", "recipe", "gates"))
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONFIGS / group).glob("*.yaml"))]
 
@@ -44,7 +45,8 @@ def composed(*overrides: str) -> dict[str, Any]:
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
         config = OmegaConf.to_container(compose("train", overrides=list(overrides)), resolve=True)
-    config.pop("resume")
+    for key in ("resume", *HYDRA_ONLY):
+        config.pop(key)
     return config
 
 
@@ -63,6 +65,10 @@ def flickr_root(tmp_path_factory) -> Path:
 def test_every_option_of_every_group_composes_and_type_checks(group, option):
     recipe = "dual_encoder" if option == "multimodal" else "three_stages"
     build(composed(*([f"{group}={option}"] if group == "stages" else [f"{group}={option}", f"stages={recipe}"])))
+
+
+def test_a_debug_run_is_not_registered():
+    assert composed("trainer=debug")["deployment"] == {"name": "flickr", "bundle": True, "register": False}
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -154,7 +154,7 @@ def test_word_classification_equals_a_loop_with_inverse_document_frequencies():
         for word in range(5):
             with_word = sum(WORD_COUNTS[other, word] > 0 for other in range(3))
             if WORD_COUNTS[picture, word] > 0:
-                weights[word] = math.log(3 / with_word)
+                weights[word] = WORD_COUNTS[picture, word].item() * math.log(3 / with_word)
         total = math.log(sum(math.exp(value) for value in logits[picture].tolist()))
         rows.append(sum(weight / sum(weights.values()) * (total - logits[picture, word].item()) for word, weight in weights.items()))
     assert losses.word_classification(logits, WORD_COUNTS).item() == pytest.approx(sum(rows) / 3, rel=1e-5)

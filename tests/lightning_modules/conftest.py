@@ -87,6 +87,7 @@ def tiny_config(tmp_path: Path, scenes_cache: Path) -> dict[str, Any]:
             },
             "callbacks": {},
             "tracking": {"enabled": False},
+            "deployment": {"bundle": False, "register": False},
             "run": {"name": "tiny", "output_dir": str(tmp_path / "outputs"), "save_every_n_steps": 2},
             "run_dir": str(tmp_path / "run"),
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,10 @@ import yaml
 
 from lightning_modules.drive import run_stages
 from lightning_modules.engine_cli import build
+from tracking.store import open_client
 
 
-def test_two_processes_equal_one_of_the_same_global_batch(tiny_config, tmp_path):
+def test_two_processes_equal_one_of_the_same_global_batch_and_write_one_run(tiny_config, tmp_path, migrated_store):
     tiny_config["model"]["init_args"]["dropout"] = 0.0  # drawn anew in each process
     for stage in tiny_config["stages"].values():
         stage |= {
@@ -27,6 +29,8 @@ def test_two_processes_equal_one_of_the_same_global_batch(tiny_config, tmp_path)
     one = {**copy.deepcopy(tiny_config), "run_dir": str(tmp_path / "one")}
     two = {**copy.deepcopy(tiny_config), "run_dir": None}
     two["trainer"] |= {"devices": 2, "strategy": "ddp_find_unused_parameters_true"}
+    shutil.copy(migrated_store, tmp_path / "mlflow.db")
+    two["tracking"] = {"tracking_uri": f"sqlite:///{tmp_path}/mlflow.db"}
     assert run_stages(build(one)) == 0
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(two, sort_keys=False))
     command = [
@@ -56,3 +60,11 @@ def test_two_processes_equal_one_of_the_same_global_batch(tiny_config, tmp_path)
     figures = [json.loads((tmp_path / which / "summary.json").read_text())["test"] for which in ("one", "two")]
     assert figures[0].keys() == figures[1].keys()
     assert all(abs(figures[0][key] - figures[1][key]) < 0.1 for key in figures[0] if "recall" in key)
+    client = open_client(two["tracking"]["tracking_uri"])
+    runs = client.search_runs(["1"])
+    assert sorted(run.info.run_name for run in runs) == ["01-single_modality", "02-cross_modal", "03-end_to_end", "two"]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for run in runs:
+        if run.info.run_name != "two":
+            steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")]
+            assert len(steps) == len(set(steps)) == 10  # 2 epochs of 5 batches, each once

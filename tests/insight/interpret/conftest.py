@@ -40,7 +40,7 @@ def build(name: str, dropout: float = 0.1) -> Family:
 def make_batch() -> ImageTextBatch:
     """Two pictures with two captions each, of 6, 3, 2 and 6 tokens."""
     generator = torch.Generator().manual_seed(1)
-    image, tokens = torch.randn(2, 3, 24, 24, generator=generator), torch.randint(3, 20, (4, 6), generator=generator)
+    image, tokens = torch.randn(2, 3, 24, 24, generator=generator), torch.randint(4, 20, (4, 6), generator=generator)
     mask, rows = torch.arange(6) < torch.tensor([6, 3, 2, 6])[:, None], torch.arange(4)
     return ImageTextBatch(image, None, tokens * mask, mask, rows // 2, torch.arange(2), rows, ("caption",) * 4, ("a.jpg", "b.jpg"), ())
 

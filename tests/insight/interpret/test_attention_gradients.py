@@ -1,12 +1,12 @@
 import torch
 
 from insight.interpret.attention_gradients import attention_gradients, with_gradient
-from insight.interpret.explain import Subject
+from insight.interpret.explain import looking_at
 
 
 def subject_of(family, batch):
-    rows, _ = family.rows(batch, None)
-    return Subject(family, rows)
+    with looking_at(family, batch, None) as subject:
+        return subject
 
 
 def all_layers(flow):

@@ -163,9 +163,15 @@ def test_a_mistake_in_the_method_is_an_error_that_names_the_nearest(family, batc
         (method("patch_brightness", ofset=1.0), "method.arguments.ofset: patch_brightness takes no such argument; did you mean 'offset'"),
         (method("patch_brightness", subject=1.0), "method.arguments.subject: patch_brightness takes no such argument"),
         (method("needy"), "needs amount"),
+        (method("needy", amount="1"), "method.arguments.amount='1': must be float, not str"),
     ]:
         with pytest.raises(InputError, match=message):
             explain(family, batch, None, wrong)
+
+
+def test_a_whole_number_will_do_for_a_float(family, batch):
+    twice = explain(family, batch, None, method("needy", amount=2)).score
+    torch.testing.assert_close(twice, 2 * explain(family, batch, None, method("needy", amount=1.0)).score)
 
 
 def test_a_target_out_of_range_is_an_error_that_names_row_and_range(family, batch):

@@ -19,7 +19,7 @@ from insight.interpret.faithfulness import (
 from insight.interpret.families import DualEncoder
 from insight.interpret.masks import MaskedRows
 from insight.interpret.perturbation import game_of
-from insight.interpret.players import grid_segments
+from insight.interpret.players import grid_segments, num_players, token_words
 from insight.stages import Call
 
 WORTH = torch.tensor([[1.0, 2.0, 4.0, 8.0], [8.0, 0.0, 0.0, 0.0]])
@@ -206,3 +206,19 @@ def test_checks_leave_the_global_generator_alone(classifier):
     deletion(additive, WORTH, 4)
     randomisation(lambda model, seed: model["head"].weight, classifier.model)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_words_are_deleted_like_patches_each_caption_its_own_number(dual_encoder, batch):
+    rows, _ = dual_encoder.rows(batch, None)
+    words = token_words(batch.tokens)
+    present = torch.arange(6) < num_players(words)[:, None]
+    importance = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    curve = deletion(game_of(MaskedRows(dual_encoder, rows, word_RT=words)), importance, steps=2, present_GM=present)
+    inputs = dual_encoder.embed(rows)
+    best_first = importance.masked_fill(~present, -torch.inf).argsort(dim=1, descending=True)
+    for point, gone in ((1, [3, 2, 1, 3]), (2, [6, 3, 2, 6])):  # of 6, 3, 2 and 6 words; 1.5 rounds to 2
+        mask = batch.token_mask.clone()
+        for row, number in enumerate(gone):
+            mask[row, best_first[row, :number]] = False
+        torch.testing.assert_close(curve.value_GX[:, point], dual_encoder.score(inputs._replace(text_mask_RT=mask)).detach())
+        assert curve.part_GX[:, point].tolist() == pytest.approx([number / whole for number, whole in zip(gone, (6, 3, 2, 6), strict=True)])

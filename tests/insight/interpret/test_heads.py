@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from insight.errors import InputError
-from insight.interpret.explain import Subject, explain
+from insight.interpret.explain import explain, looking_at
 from insight.interpret.families import Classifier, DualEncoder
 from insight.interpret.family import Lacks
 from insight.interpret.heads import decompose, describe_head, head_effects
@@ -15,8 +15,8 @@ DIRECT = Call("insight.interpret.heads.direct_effect")
 
 
 def subject_of(family, batch):
-    rows, _ = family.rows(batch, None)
-    return Subject(family, rows)
+    with looking_at(family, batch, None) as subject:
+        return subject
 
 
 def towers(family):
@@ -146,9 +146,11 @@ def test_texts_are_found_in_the_order_of_how_much_they_explain():
 
 def test_a_text_like_one_already_taken_adds_nothing_and_is_passed_over():
     torch.manual_seed(0)
-    outputs = torch.randn(100, 2) * torch.tensor([3.0, 1.0]) @ torch.eye(2, 6)
+    outputs = torch.randn(100, 3) * torch.tensor([3.0, 1.0, 1.0]) @ torch.eye(3, 6)
     texts = torch.eye(6)[[0, 0, 1]] * torch.tensor([[1.0], [0.9], [0.5]])
-    assert describe_head(outputs, texts, 2)[0] == [0, 2]
+    chosen, shares = describe_head(outputs, texts, 3)
+    assert chosen == [0, 2, 1]
+    assert shares[1] < 0.99 and shares[2] == pytest.approx(shares[1], abs=1e-6)  # rounding is no direction
 
 
 def test_texts_are_projected_onto_what_the_head_can_write():
@@ -157,8 +159,10 @@ def test_texts_are_projected_onto_what_the_head_can_write():
     assert describe_head(outputs, texts, 1)[0] == [1]  # the long one is mostly where the head never writes
 
 
-def test_too_many_texts_or_too_few_pictures_are_errors():
+def test_too_many_texts_or_outputs_that_are_all_the_same_are_errors():
     with pytest.raises(InputError, match="count=3: there are 2 texts"):
         describe_head(torch.randn(5, 4), torch.randn(2, 4), 3)
-    with pytest.raises(InputError, match="at least 2 pictures"):
+    with pytest.raises(InputError, match="got 1 outputs that do not vary"):
         describe_head(torch.randn(1, 4), torch.randn(2, 4), 1)
+    with pytest.raises(InputError, match="got 3 outputs that do not vary"):
+        describe_head(torch.ones(3, 4), torch.randn(2, 4), 1)

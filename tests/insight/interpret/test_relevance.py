@@ -3,7 +3,7 @@ import torch
 
 from insight.errors import InputError
 from insight.interpret.attention_gradients import WeightsAndGradient, attention_gradients
-from insight.interpret.explain import Subject, explain
+from insight.interpret.explain import explain, looking_at
 from insight.interpret.relevance import cross_attention, encoder_decoder, mean_positive, normalised, self_attention
 from insight.stages import Call
 
@@ -64,8 +64,8 @@ def test_the_encoder_decoder_rule_is_both_rules_in_the_order_of_the_layers():
 @pytest.mark.parametrize("start", [0, 1, -1])
 def test_a_tower_is_the_rule_of_self_attention_row_by_row_from_the_start_layer_on(dual_encoder, batch, start):
     explanation = explain(dual_encoder, batch, None, Call(CHEFER, {"start_layer": start}))
-    rows, _ = dual_encoder.rows(batch, None)
-    _, layers = attention_gradients(Subject(dual_encoder, rows), [*dual_encoder.flow.image, *dual_encoder.flow.text])
+    with looking_at(dual_encoder, batch, None) as subject:
+        _, layers = attention_gradients(subject, [*dual_encoder.flow.image, *dual_encoder.flow.text])
     for row in range(4):
         relevance = {"image": torch.eye(10), "text": torch.eye(6)}
         for side, names in (("image", dual_encoder.flow.image), ("text", dual_encoder.flow.text)):

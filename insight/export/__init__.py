@@ -1,0 +1,1 @@
+"""A trained model leaves: the bundle, and the card that goes with it."""
