@@ -33,8 +33,13 @@ def overlay(picture_HW3: np.ndarray, heat_gg: np.ndarray, low: float, high: floa
     grey = photo @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     base = 0.66 * (0.8 * grey[..., None] + 0.2 * photo) + 0.06
     strength = np.clip((upsample(heat_gg, size) - low) / (high - low), 0, 1)
-    opacity = (0.88 * strength**0.7)[..., None]
-    return base * (1 - opacity) + HEAT(strength)[..., :3] * opacity
+    opacity_HW1 = opacity(strength)[..., None]
+    return base * (1 - opacity_HW1) + HEAT(strength)[..., :3] * opacity_HW1
+
+
+def opacity(strength: np.ndarray) -> np.ndarray:
+    """Of the colour over a picture; ``strength`` in 0..1."""
+    return 0.88 * strength**0.7
 
 
 def photograph(picture_HW3: np.ndarray, size: int = PANEL) -> np.ndarray:
