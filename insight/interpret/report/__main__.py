@@ -1,4 +1,4 @@
-"""``python -m insight.interpret.report RUN_FOLDER [--output FILE]``: what a finished run's model looks at, as one page that needs nothing else.
+"""``python -m insight.interpret.report RUN_FOLDER [--output FILE]``: what a finished run's model looks at, as one page.
 
 Exit codes: 0 written, 2 a mistake in what was asked.
 """

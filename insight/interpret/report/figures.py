@@ -12,7 +12,8 @@ from insight.interpret.report.files import RunFiles, StageFiles
 from insight.interpret.report.maps import verdicts_of
 from insight.metrics import RECALL_AT
 
-CURVES = (f"pointing_game_{PROTOCOL}", f"energy_in_box_{PROTOCOL}", f"other_object_rate_{PROTOCOL}", f"insertion_image_token_drop_{PROTOCOL}")
+DRAWN = ("pointing_game", "energy_in_box", "other_object_rate", "insertion_image_token_drop")
+CURVES = tuple(f"{name}_{PROTOCOL}" for name in DRAWN)
 BESIDE = (Column(f"infidelity_{PROTOCOL}", "infidelity", "min"), Column(f"max_sensitivity_{PROTOCOL}", "largest\nsensitivity", "min"))
 STYLES = 8  # colours of the style sheet's lines
 
@@ -22,8 +23,12 @@ def recalls(run: RunFiles) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """Columns, and a line for each stage's validation and for the test."""
     names = [f"{direction}_recall_at_{k}" for direction in ("image_to_text", "text_to_image") for k in (RECALL_AT[0], RECALL_AT[-1])]
     sources = [(f"val, after {stage.name}", "val/", stage.metrics) for stage in run.stages] + [("test", "test/", run.test)]
-    lines = [(label, [f"{found[prefix + name]:.3f}" if prefix + name in found else "–" for name in names]) for label, prefix, found in sources]
-    return names, [line for line in lines if set(line[1]) != {"–"}]
+    lines = []
+    for label, prefix, found in sources:
+        figures = [f"{found[prefix + name]:.3f}" if prefix + name in found else "–" for name in names]
+        if set(figures) != {"–"}:
+            lines.append((label, figures))
+    return names, lines
 
 
 # --- score cards ---

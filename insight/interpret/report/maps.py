@@ -65,7 +65,9 @@ class Row(NamedTuple):
     note: str = ""
 
 
-def row_of(picture_HW3: np.ndarray, example: Example, heats: Sequence[Heat], photos: Photos, note: str = "", scale: Scale | None = None) -> Row:
+def row_of(
+    picture_HW3: np.ndarray, example: Example, heats: Sequence[Heat], photos: Photos, note: str = "", scale: Scale | None = None
+) -> Row:
     """The photo with all boxes, and its maps beside it on one scale."""
     photo, colours = photos.add(picture_HW3), colours_of(example.phrases)
     everything = tuple(one for phrase in example.phrases if phrase.boxes for one in outlines(phrase, colours[phrase.entity]))
@@ -111,7 +113,7 @@ def retrievals(search: Validation, num_pictures: int | None, photos: Photos, amo
         example = facts.examples[row]
         of = f" of {num_pictures:,}" if num_pictures else ""
         note = f"the caption finds its picture at rank {example.ranks['text_to_image']:,}{of}; "
-        note += f"the picture its first own caption at rank {example.ranks['image_to_text']:,}"
+        note += f"the picture one of its captions at rank {example.ranks['image_to_text']:,}"
         return row_of(arrays["picture"][row], example, _told(arrays, facts, row, method, amount), photos, note)
 
     return Retrievals(method, len(order), [shown(row) for row in order[:count]], [shown(row) for row in order[len(order) - count :][::-1]])
@@ -144,7 +146,8 @@ def methods(stage: StageFiles, photos: Photos, amount: Amount) -> list[Row]:
     verdicts = verdicts_of(stage)
     rows = []
     for row, number in shown_rows(facts)[: amount.examples]:
-        example, boxes, text = facts.examples[row], (), "the caption"
+        example, text = facts.examples[row], "the caption"
+        boxes: tuple[Outline, ...] = ()
         if number is not None:
             phrase = example.phrases[number]
             boxes, text = outlines(phrase, colours_of(example.phrases)[phrase.entity]), f"“{phrase.text}”"
@@ -263,7 +266,7 @@ def same(examples: Sequence[Example], row: int, example: Example) -> bool:
 # --- right answer, wrong region ---
 class Findings(NamedTuple):
     summary: str
-    count: int
+    total: int
     rows: list[Row]
 
 
@@ -275,7 +278,8 @@ def findings(search: Validation, photos: Photos, amount: Amount) -> Findings | N
     if phrased is None:
         return None
     found, rows = wrong_regions(phrased, facts.examples, WITHIN), []
-    for one in found[: amount.findings]:
+    first = {one.example: one for one in reversed(found)}  # of each caption, its clearest
+    for one in [one for one in found if first[one.example] is one][: amount.findings]:
         example = facts.examples[one.example]
         phrase, colours = example.phrases[one.phrase], colours_of(example.phrases)
         where = "points elsewhere: at nothing that is marked" if one.elsewhere else "points at another object"

@@ -46,7 +46,7 @@ class Panel(NamedTuple):
     alt: str
     heat: str = ""  # address of the map's picture
     outlines: tuple[Outline, ...] = ()
-    warning: str = ""
+    warning: str = ""  # the method failed the randomisation check
     point: tuple[float, float] | None = None  # in percent
 
 
@@ -101,7 +101,7 @@ def map_panel(
 ) -> Panel:
     """A map over its photo. ``of``: what it is a map of, for those who cannot see it."""
     alt = f"{of}: {highest(heat_gg)}"
-    warning = "" if verdict is None or verdict.passed else f"fails randomisation, ρ {verdict.rho:.2f}"
+    warning = "" if verdict is None or verdict.passed else f"ρ {verdict.rho:.2f}"
     return Panel(photo, title, alt, heat_picture(heat_gg, scale), tuple(outlines), warning, point)
 
 
@@ -120,7 +120,8 @@ def highest(heat_gg: np.ndarray) -> str:
 
 def outlines(phrase: BoxedPhrase, colour: str) -> tuple[Outline, ...]:
     """The phrase's boxes."""
-    return tuple(Outline(*(round(100 * one, 2) for one in (x1, y1, x2 - x1, y2 - y1)), colour) for x1, y1, x2, y2 in phrase.boxes)
+    percent = [[round(100 * one, 2) for one in (x1, y1, x2 - x1, y2 - y1)] for x1, y1, x2, y2 in phrase.boxes]
+    return tuple(Outline(left, top, width, height, colour) for left, top, width, height in percent)
 
 
 def colours_of(phrases: Sequence[BoxedPhrase]) -> dict[str, str]:
