@@ -12,13 +12,10 @@ the score card left. A finding is right where the picture carries the watermark 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, ImageDraw
 
@@ -92,8 +89,10 @@ def train(run_dir: Path, cache: Path, epochs: int, seed: int, overrides: list[st
 
 if __name__ == "__main__":
     import sys
+
     from lightning_modules.drive import run_stages
     from lightning_modules.engine_cli import build
     from lightning_modules.front import HYDRA_ONLY
     from lightning_modules.overrides import CONFIGS, compose_plain
+
     train(Path(sys.argv[1]), Path("/tmp/exp/cache"), int(sys.argv[2]), 0, sys.argv[3:])

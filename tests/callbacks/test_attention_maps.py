@@ -16,6 +16,7 @@ from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.models.multimodal import MultiModalTransformer
 from tests.callbacks.tiny_fit import Keeper, Module, Pairs, fit
 
+
 @pytest.fixture
 def undrawn(monkeypatch):
     """Write the maps as ever, draw nothing: for tests about anything else, a process per validation is too slow."""

@@ -1,4 +1,4 @@
-"""A fit that takes less than a second, for callbacks that look into a model: eight pictures of four patches, captions with marked phrases."""
+"""A fit that takes less than a second, for callbacks that look into a model: pictures of four patches, captions with marked phrases."""
 
 from __future__ import annotations
 
