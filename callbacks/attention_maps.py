@@ -12,14 +12,9 @@ from lightning.pytorch import LightningModule, Trainer
 from callbacks.watcher import Watcher, draw_aside
 from insight.data.batch import ImageTextBatch
 from insight.interpret.capture import capture, examples_of, shown_layers
-from insight.interpret.checks import newest_checks, verdict_of
-from insight.interpret.maps import Example, MapFacts, Verdict, save_maps
-
-CHECKED = {  # what a sheet shows -> the method that it is, and of which family
-    "rollout": ("insight.interpret.attention_maps.rollout_map", "dual encoder"),
-    "class": ("insight.interpret.attention_maps.raw_attention", "dual encoder"),
-    "words": ("insight.interpret.attention_maps.raw_attention", "cross-attention"),
-}
+from insight.interpret.checks import newest_checks, sheet_verdicts
+from insight.interpret.maps import Example, MapFacts, save_maps
+from insight.interpret.tables import MAPS
 
 
 class Pairs(NamedTuple):
@@ -102,23 +97,18 @@ class AttentionMaps(Watcher):
             arrays = capture(model, image, batch.tokens.to(device), batch.token_mask.to(device))
         stage = getattr(pl_module, "stage_name", "")
         when = stage, trainer.current_epoch + 1, trainer.global_step
-        facts = MapFacts(*when, model.image.grid_size, pairs.shown, pairs.examples, verdicts=known_verdicts(pairs.folder))
+        facts = MapFacts(
+            *when, model.image.grid_size, pairs.shown, pairs.examples, verdicts=sheet_verdicts(newest_checks(pairs.folder.parent))
+        )
         pictures = len(pairs.shown) + any(name.startswith("words/") for name in arrays)
         keep = max(1, self.max_pictures // pictures)
         self.watching.submit(trainer, write_and_draw, pairs.folder, arrays, facts, keep)
 
 
-def known_verdicts(folder: Path) -> dict[str, Verdict]:
-    """Of the stages that have ended, where the score card checks what the sheets show."""
-    checks = newest_checks(folder.parent)
-    found = {shown: verdict_of(checks, *method) for shown, method in CHECKED.items()}
-    return {shown: verdict for shown, verdict in found.items() if verdict is not None}
-
-
 def write_and_draw(folder: Path, arrays: dict[str, np.ndarray], facts: MapFacts, keep: int) -> list[Path]:
     """Write the maps, draw them in a process of its own, delete what is too much. Returns the new files."""
     stem = f"epoch{facts.epoch:04d}-step{facts.step:07d}"
-    maps = save_maps(folder / "maps" / f"{stem}.safetensors", arrays, facts)
+    maps = save_maps(folder / MAPS / f"{stem}.safetensors", arrays, facts)
     drawn = draw_aside(maps[0], folder / "figures")
     thin_out(folder, keep)
     return [*maps, *drawn]
@@ -126,8 +116,8 @@ def write_and_draw(folder: Path, arrays: dict[str, np.ndarray], facts: MapFacts,
 
 def thin_out(folder: Path, keep: int) -> None:
     """Keep the maps and pictures of ``keep`` validations: the first, and the newest."""
-    stems = sorted(path.stem for path in (folder / "maps").glob("epoch*.json"))
+    stems = sorted(path.stem for path in (folder / MAPS).glob("epoch*.json"))
     while len(stems) > keep:
         stem = stems.pop(1 if keep > 1 else 0)
-        for path in [*(folder / "maps").glob(f"{stem}.*"), *(folder / "figures").glob(f"{stem}-*.png")]:
+        for path in [*(folder / MAPS).glob(f"{stem}.*"), *(folder / "figures").glob(f"{stem}-*.png")]:
             path.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import time
@@ -17,9 +16,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from callbacks.watcher import Watcher, draw_aside, give_to_loggers
 from insight.data.batch import ImageTextBatch
 from insight.errors import InputError
-from insight.interpret.checks import FILE, check_trust, load_checks, newest_checks, save_checks
+from insight.interpret.checks import FILE, check_trust, mark_stage, newest_checks, save_checks
 from insight.interpret.faithfulness import PROTOCOL
-from insight.interpret.maps import MapFacts, load_maps, save_maps, write_atomically
+from insight.interpret.maps import MapFacts, save_maps, write_atomically
 from insight.interpret.probe import Probe, make_probe
 from insight.interpret.ranking import pair_ranks
 from insight.interpret.scorecard import STEPS, Scored, ScoredMethod, cadence, check_methods, family_for, record, score
@@ -141,7 +140,7 @@ class ScoreCard(Watcher):
         give_to_loggers(trainer, [path])
         if self.search_examples:
             give_to_loggers(trainer, self._search(trainer, pl_module))
-        self.watching.submit(trainer, mark_and_draw, self._folder, self._stem(trainer))
+        self.watching.submit(trainer, mark_and_draw, self._folder)
 
     def release(self) -> None:
         self._probe = None
@@ -239,13 +238,10 @@ def write_and_draw(folder: Path, stem: str, arrays: dict[str, np.ndarray], facts
     return [*maps, write_table(folder / FOLDER), *drawn]
 
 
-def mark_and_draw(folder: Path, stem: str) -> list[Path]:
-    """Draw the stage's last maps again, now with what the checks found."""
-    path = folder / FOLDER / f"{stem}.safetensors"
-    arrays, facts = load_maps(path)
-    verdicts = {name: one.verdict for name, one in load_checks(folder / FOLDER / FILE).items()}
-    maps = save_maps(path, arrays, dataclasses.replace(facts, verdicts=verdicts))
-    return [*maps, *draw_aside(maps[0], folder / FOLDER)]
+def mark_and_draw(folder: Path) -> list[Path]:
+    """Mark all maps of the stage with what its checks found, and draw the newest again."""
+    drawn = [(maps, draw_aside(maps, maps.parent if maps.parent.name == FOLDER else folder / "figures")) for maps in mark_stage(folder)]
+    return [path for maps, pictures in drawn for path in (maps.with_suffix(".json"), *pictures)]
 
 
 def _first(batch: ImageTextBatch) -> ImageTextBatch:

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 MAX_PENDING = 4  # pieces of work that wait; beyond that the training waits for the oldest
 PATIENCE_SECONDS = 120  # for work under way when the training breaks off
+DRAWING_SECONDS = 1200  # on a machine that is busy with much else
 
 
 class Background:
@@ -211,7 +212,7 @@ def draw_aside(maps: Path, figures: Path) -> list[Path]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=PATIENCE_SECONDS,
+        timeout=DRAWING_SECONDS,
         start_new_session=True,  # Ctrl-C stops the training, not the last picture
     )
     if drawn.returncode:

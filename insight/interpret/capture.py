@@ -22,7 +22,7 @@ from insight.interpret.untouched import evaluating
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.models.multimodal import MultiModalTransformer
 
-LARGEST_PICTURE = 192  # pixels a side
+LARGEST_PICTURE = 144  # pixels a side
 
 
 def image_layers(model: MultiModalTransformer) -> list[str]:

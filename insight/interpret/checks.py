@@ -21,18 +21,23 @@ from insight.errors import InputError
 from insight.interpret.explain import check_method, explain
 from insight.interpret.faithfulness import PROTOCOL, cascade, infidelity, max_sensitivity, randomisation
 from insight.interpret.family import Family, Target
-from insight.interpret.maps import Verdict, write_atomically
+from insight.interpret.maps import Verdict, mark_maps, write_atomically
 from insight.interpret.masks import Game, MaskedRows
 from insight.interpret.perturbation import game_of
 from insight.interpret.players import grid_segments
 from insight.interpret.scorecard import ScoredMethod, family_for
-from insight.interpret.tables import FOLDER
+from insight.interpret.tables import FOLDER, MAPS
 from insight.interpret.untouched import untouched
 from insight.stages import Call
 
 VERSION = 1
 FILE = "checks.json"
 INFIDELITY_SAMPLES, SENSITIVITY_SAMPLES = 64, 4
+SHEETS = {  # arrays that the sheets of attention show -> the method of explain() that says the same, and of which family
+    "rollout": ("insight.interpret.attention_maps.rollout_map", "dual encoder"),
+    "class": ("insight.interpret.attention_maps.raw_attention", "dual encoder"),
+    "words": ("insight.interpret.attention_maps.raw_attention", "cross-attention"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +184,20 @@ def newest_checks(run_dir: Path) -> dict[str, Check]:
     return load_checks(files[-1]) if files else {}
 
 
-def verdict_of(checks: Mapping[str, Check], function: str, family: str) -> Verdict | None:
-    """What the check said of a method, whatever the name it has in the config."""
-    return next((one.verdict for one in checks.values() if (one.function, one.family) == (function, family)), None)
+def sheet_verdicts(checks: Mapping[str, Check]) -> dict[str, Verdict]:
+    """What the checks say of the arrays that the sheets of attention show, whatever the methods' names in the config."""
+    by_method = {(one.function, one.family): one.verdict for one in checks.values()}
+    return {shown: by_method[method] for shown, method in SHEETS.items() if method in by_method}
+
+
+def mark_stage(stage_dir: Path) -> list[Path]:
+    """Write what a stage's checks found beside every map that the stage left. Returns the newest file of each kind, to be drawn again."""
+    checks = load_checks(stage_dir / FOLDER / FILE)
+    own = {name: one.verdict for name, one in checks.items()}
+    newest = []
+    for folder, verdicts in ((stage_dir / FOLDER, own), (stage_dir / MAPS, sheet_verdicts(checks))):
+        files = sorted(folder.glob("*.safetensors"))
+        for path in files:
+            mark_maps(path, verdicts)
+        newest += [path for path in files if path.stem.startswith("epoch")][-1:]
+    return newest

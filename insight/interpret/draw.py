@@ -189,5 +189,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     if hasattr(os, "nice"):
-        os.nice(10)  # drawn beside a training: the training goes first
+        os.nice(max(0, 10 - os.nice(0)))  # drawn beside a training: the training goes first, but one that is nice itself does not starve it
     sys.exit(main())

@@ -113,8 +113,8 @@ def draw_methods_sheet(arrays: Mapping[str, np.ndarray], facts: MapFacts) -> Ima
             sheet.scale(MARGIN + STEP + 20 + len(methods) * STEP, top + TITLE, PANEL, *common_range(list(heats.values())))
         sheet.text(MARGIN, top + TITLE + STEP - 4, text, 11, width=sheet.width - 2 * MARGIN, italic=True)
     note = (
-        f"Colour: positive values, 1× = an even map (nothing is painted up to it), from {HIGHEST:g}× on the same; one scale for a row. Boxes: "
-        f"the phrase, by people. {checked(facts.verdicts, methods)}"
+        f"Colour: positive values, 1× = an even map (nothing is painted up to it), from {HIGHEST:g}× on the same; one scale for a row. "
+        f"Boxes: the phrase, by people. {checked(facts.verdicts, methods)}"
     )
     return finish(sheet, "What each method says the score comes from", facts, note)
 

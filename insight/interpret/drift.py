@@ -86,7 +86,11 @@ class Warned(NamedTuple):
 def look(
     family: Family, batch: ImageTextBatch, methods: Mapping[str, tuple[Family, Call]], epoch: int, step: int, accuracy: float | None
 ) -> Look:
-    """Explain every caption with its own picture by every method, each with the family that it explains; look at all of ``family``'s heads."""
+    """Explain every caption with its own picture by every method, each with the family that it explains; look at all heads of ``family``.
+
+    Raises:
+        InputError: a method that says nothing of patches, and what ``explain`` raises.
+    """
     maps = {}
     for name, (explained, method) in methods.items():
         image = explain(explained, batch, None, method).image

@@ -36,7 +36,7 @@ from insight.errors import InputError
 
 VERSION = 2
 READABLE = (1, 2)  # version 1 had no methods and no ranks
-MAX_BYTES_PER_EXAMPLE = 200_000
+MAX_BYTES_PER_EXAMPLE = 95_000  # of arrays; a validation leaves two files (maps, score card), with their sidecars under 200 kB an example
 
 
 class WordSpan(NamedTuple):
@@ -151,12 +151,21 @@ def save_maps(
             room -= array.nbytes
         else:
             left_out.append(name)
-    facts = dataclasses.replace(facts, left_out=tuple(left_out))
+    write_atomically(path, lambda temporary: save_file(kept, temporary))
+    return path, _save_facts(path, dataclasses.replace(facts, left_out=tuple(left_out)))
+
+
+def mark_maps(path: str | Path, verdicts: Mapping[str, Verdict]) -> Path:
+    """Write to the sidecar of maps what the randomisation check has found since. Returns the sidecar; raises as ``load_facts``."""
+    facts = load_facts(path)
+    return _save_facts(Path(path), dataclasses.replace(facts, verdicts={**facts.verdicts, **verdicts}))
+
+
+def _save_facts(path: Path, facts: MapFacts) -> Path:
     text = json.dumps({"version": VERSION, **dataclasses.asdict(facts)}, ensure_ascii=False, indent=1)
     sidecar = path.with_suffix(".json")
-    write_atomically(path, lambda temporary: save_file(kept, temporary))
     write_atomically(sidecar, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    return path, sidecar
+    return sidecar
 
 
 def load_maps(path: str | Path) -> tuple[dict[str, np.ndarray], MapFacts]:

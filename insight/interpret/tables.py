@@ -11,6 +11,7 @@ from typing import NamedTuple
 from insight.interpret.maps import MapFacts, load_facts, write_atomically
 
 FOLDER, TABLE = "score_card", "scores.csv"  # in a stage's folder
+MAPS = "maps"  # likewise: what is captured of attention
 
 
 class Line(NamedTuple):
