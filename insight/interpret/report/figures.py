@@ -9,7 +9,6 @@ from insight.interpret.draw_methods import COLUMNS, Column, figure, is_best, ver
 from insight.interpret.drift import MAP_STABILITY
 from insight.interpret.localisation import PROTOCOL
 from insight.interpret.report.files import RunFiles, StageFiles
-from insight.interpret.report.maps import verdicts_of
 from insight.metrics import RECALL_AT
 
 DRAWN = ("pointing_game", "energy_in_box", "other_object_rate", "insertion_image_token_drop")
@@ -69,14 +68,14 @@ def card(stage: StageFiles) -> Card | None:
     methods = {name: one for name, one in facts.methods.items() if one.scores}
     columns = [column for column in COLUMNS if any(column.score in one.scores for one in methods.values())]
     later = [column for column in BESIDE if any(column.score in found for found in beside.values())]
-    verdicts, lines = verdicts_of(stage), []
+    lines = []
     for name, one in methods.items():
         cells = [
             Cell(figure(column, one), is_best(column, one, list(methods.values()))) if column.score in one.scores else Cell("–")
             for column in columns
         ]
         cells += [Cell(f"{found:.3g}" if (found := beside.get(name, {}).get(column.score)) is not None else "–") for column in later]
-        verdict = verdicts.get(name)
+        verdict = facts.verdicts.get(name)
         words = "not checked" if verdict is None else verdict_words(verdict)[0]
         cascade = [(layers, f"{rho:.2f}") for layers, rho in stage.checks[name].cascade.items()] if name in stage.checks else []
         lines.append(Scored(name, one.function, cells, words, verdict is not None and not verdict.passed, cascade))

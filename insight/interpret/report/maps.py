@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from insight.interpret.checks import verdict_of
 from insight.interpret.draw import attention_range, last_crossing, patch_heat, phrases_of, word_heat
 from insight.interpret.draw_methods import common_range, maps_of, relative, shown_rows
 from insight.interpret.maps import BoxedPhrase, Example, MapFacts, Verdict
@@ -21,8 +20,6 @@ from insight.interpret.report.panels import Outline, Panel, Photos, Scale, colou
 from insight.interpret.search import WITHIN, told, wrong_regions
 
 LONGEST_CAPTION = 300  # letters
-WORDS_READ = ("insight.interpret.attention_maps.raw_attention", "cross-attention")  # the method that the maps of words are, and of what
-ROLLOUT = ("insight.interpret.attention_maps.rollout_map", "dual encoder")
 
 
 class Amount(NamedTuple):
@@ -143,7 +140,6 @@ def _told(arrays: dict[str, np.ndarray], facts: MapFacts, row: int, method: str,
 def methods(stage: StageFiles, photos: Photos, amount: Amount) -> list[Row]:
     """Each method's map of a phrase (of the caption where nothing is marked), at the stage's last scored validation."""
     facts, arrays = stage.scored[-1].facts, stage.scored[-1].arrays()
-    verdicts = verdicts_of(stage)
     rows = []
     for row, number in shown_rows(facts)[: amount.examples]:
         example, text = facts.examples[row], "the caption"
@@ -153,15 +149,9 @@ def methods(stage: StageFiles, photos: Photos, amount: Amount) -> list[Row]:
             boxes, text = outlines(phrase, colours_of(example.phrases)[phrase.entity]), f"“{phrase.text}”"
             example = dataclasses.replace(example, phrases=(phrase,))
         maps = maps_of(arrays, list(facts.methods), row, number)
-        heats = [Heat(name, f"{name} for {text}", map_gg, boxes, verdicts.get(name)) for name, map_gg in maps.items()]
+        heats = [Heat(name, f"{name} for {text}", map_gg, boxes, facts.verdicts.get(name)) for name, map_gg in maps.items()]
         rows.append(row_of(arrays["picture"][row], example, heats, photos))
     return rows
-
-
-def verdicts_of(stage: StageFiles) -> dict[str, Verdict]:
-    """What the checks at the stage's end say of each method; those of the stage before where there are none."""
-    known = dict(stage.scored[-1].facts.verdicts) if stage.scored else {}
-    return known | {name: one.verdict for name, one in stage.checks.items()}
 
 
 # --- words ---
@@ -172,9 +162,9 @@ def words(run: RunFiles, photos: Photos, amount: Amount) -> tuple[str, list[Row]
         return "", []
     facts, arrays = looked[-1].facts, looked[-1].arrays()
     layer = last_crossing(arrays)
-    if layer is None or "picture" not in arrays:
+    if layer is None:
         return "", []
-    verdict, rows = verdict_in(run, WORDS_READ), []
+    verdict, rows = facts.verdicts.get("words"), []
     for row, example in enumerate(facts.examples[: amount.examples]):
         shown = [word for word in example.words if any(letter.isalnum() for letter in word.text)][: amount.words]
         colours = colours_of(example.phrases)
@@ -186,12 +176,6 @@ def words(run: RunFiles, photos: Photos, amount: Amount) -> tuple[str, list[Row]
         scale = Scale(*attention_range([one.map_gg for one in heats])) if heats else None
         rows.append(row_of(arrays["picture"][row], example, heats, photos, scale=scale))
     return layer, rows
-
-
-def verdict_in(run: RunFiles, method: tuple[str, str]) -> Verdict | None:
-    """Of the last stage whose checks know the method, whatever its name."""
-    found = [verdict_of(stage.checks, *method) for stage in run.stages]
-    return next((one for one in reversed(found) if one is not None), None)
 
 
 # --- film ---
@@ -225,7 +209,7 @@ def _film(method: str, frames: list[tuple[StageFiles, Validation]], photos: Phot
             maps = maps_of(arrays, [method], row, number)
             if method in maps and same(facts.examples, row, example):
                 when = f"{stage.name} {facts.epoch}"
-                heats.append(Heat(when, f"{method} for {text} after {when}", maps[method], boxes, verdicts_of(stage).get(method)))
+                heats.append(Heat(when, f"{method} for {text} after {when}", maps[method], boxes, facts.verdicts.get(method)))
         if heats:
             kept = dataclasses.replace(example, phrases=() if phrase is None else (phrase,))
             rows.append(row_of(last_arrays["picture"][row], kept, heats, photos))
@@ -235,16 +219,16 @@ def _film(method: str, frames: list[tuple[StageFiles, Validation]], photos: Phot
 def _rollout(run: RunFiles, photos: Photos, amount: Amount) -> Film:
     frames = spread([(stage, one) for stage in run.stages for one in stage.looked], amount.epochs)
     shown = [(stage, one.facts, one.arrays()) for stage, one in frames]
-    verdict, rows = verdict_in(run, ROLLOUT), []
     last_facts, last_arrays = shown[-1][1:]
+    rows = []
     for row, example in enumerate(last_facts.examples[: amount.films]):
         heats = [
-            Heat(f"{stage.name} {facts.epoch}", f"rollout after {stage.name} {facts.epoch}", map_gg, (), verdict)
+            Heat(f"{stage.name} {facts.epoch}", f"rollout after {stage.name} {facts.epoch}", map_gg, (), facts.verdicts.get("rollout"))
             for stage, facts, arrays in shown
             if "rollout" in arrays and same(facts.examples, row, example)
             for map_gg in [patch_heat(arrays["rollout"][row], facts.grid)]
         ]
-        if heats and "picture" in last_arrays:
+        if heats:
             low = min(float(one.map_gg.min()) for one in heats)  # the residual keeps rollout close to even
             scale = Scale(low, max(low + 0.1, *(float(one.map_gg.max()) for one in heats)))
             rows.append(row_of(last_arrays["picture"][row], example, heats, photos, scale=scale))
