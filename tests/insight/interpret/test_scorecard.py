@@ -117,7 +117,7 @@ def test_a_record_is_read_back_with_each_examples_phrases_and_in_units_of_the_la
     arrays, facts = load_maps(save_maps(tmp_path / "epoch0001-step0000010.safetensors", *record(probe, scored, FACTS))[0])
     assert arrays["method/first_patch/image"][2].tolist() == [[1, 0], [0, 0]]
     assert arrays["method/corner_of_each_word/phrases"][1].tolist() == [[[1, 0], [0, 0]], [[0, 0], [0, 1]]]
-    assert arrays["method/corner_of_each_word/pairs"].shape == (3, 5, 2, 2)
+    assert arrays["method/corner_of_each_word/pairs"].shape == (3, 6, 2, 2)
     assert facts.methods["first_patch"] == dataclasses.replace(scored["first_patch"].facts)
     assert facts.examples[0].score["first_patch"] == pytest.approx(float(scored["first_patch"].looked.explanation.score[0]))
     table = write_table(tmp_path).read_text().splitlines()
