@@ -12,16 +12,26 @@ the score card left. A finding is right where the picture carries the watermark 
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw
 
 from datamodules.scenes import ScenesDataModule
 from datamodules.scenes_files import JPEG_QUALITY, ensure_scenes
 from datamodules.scenes_world import COLOURS, SIDE
+from insight.interpret.search import WITHIN, Finding, search_run
+from lightning_modules.drive import run_stages
+from lightning_modules.engine_cli import build
+from lightning_modules.front import HYDRA_ONLY
+from lightning_modules.overrides import CONFIGS, compose_plain
+
+RESULT = Path(__file__).parent / "results" / "shortcut.json"
 
 MARK = SIDE // 4  # side of the watermark in pixels: 2 x 2 patches of 8 in the model's picture of 64
 Box = tuple[int, int, int, int]
@@ -74,25 +84,60 @@ class PlantedScenes(ScenesDataModule):
         return {one["filename"] for number, one in enumerate(described) if marked(number, [thing["box"] for thing in one["things"]])}
 
 
-# --- training and searching ---
-def train(run_dir: Path, cache: Path, epochs: int, seed: int, overrides: list[str]) -> None:
+# --- training, searching, judging ---
+def train(run_dir: Path, cache: Path, epochs: int, seed: int) -> None:
+    """One stage of the shipped recipe, the score card alone beside it. The same folder goes on where it was."""
     words = ["+experiment=flickr_dual_encoder", "~stages.single_modality", "~stages.cross_modal", f"stages.end_to_end.epochs={epochs}"]
     words += ["data.class_path=benchmarks.shortcut.PlantedScenes", "+callbacks.score_card.init_args.search_examples=600"]
     words += ["trainer=cpu", f"seed_everything={seed}", "run.test=false", "tracking.enabled=false", "deployment=none"]
-    words += [f"paths.cache={cache}", f"run_dir={run_dir}", *overrides]
-    config = compose_plain(CONFIGS, words)
+    config = compose_plain(CONFIGS, [*words, f"paths.cache={cache}", f"run_dir={run_dir}"])
     for key in ("resume", *HYDRA_ONLY):
         config.pop(key, None)
     config["callbacks"] = {"score_card": config["callbacks"]["score_card"]}
     run_stages(build(config))
 
 
+def judged(findings: list[Finding], marked: set[str], top: int) -> dict[str, Any]:
+    """Of the first ``top`` that point at nothing that anybody marked: how many show the watermark."""
+    listed = [one for one in findings if one.elsewhere][:top]
+    right = sum(one.filename in marked and max(one.highest) < MARK / SIDE for one in listed)
+    return {
+        "listed": len(listed),
+        "at_the_watermark": right,
+        "precision": round(right / max(1, len(listed)), 4),
+        "pictures_with_it": len({one.filename for one in listed if one.filename in marked}),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--top", type=int, default=100, help="findings that are judged, beside the first 20 and all")
+    parser.add_argument("--cache", type=Path, default=Path("outputs/cache"), help="where generated pictures are kept")
+    parser.add_argument("--run-dir", type=Path, help="folder of the training, kept; default: a temporary one")
+    parser.add_argument("--output", type=Path, default=RESULT)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        run_dir = arguments.run_dir or Path(folder) / "run"
+        train(run_dir.absolute(), arguments.cache, arguments.epochs, arguments.seed)
+        findings, facts, _, method = search_run(run_dir)
+    data = PlantedScenes(cache_dir=str(arguments.cache))
+    marked, right = data.marked_pictures(), [one for one in facts.examples if one.ranks["text_to_image"] <= WITHIN]
+    result = {
+        "command": "python -m benchmarks.shortcut",
+        "epochs": arguments.epochs,
+        "seed": arguments.seed,
+        "method": method,
+        "captions_searched": len(facts.examples),
+        "retrieved_within_10": len(right),
+        "of_them_with_the_watermark": sum(one.filename in marked for one in right),
+        "findings": {str(top): judged(findings, marked, top) for top in (20, arguments.top, len(findings))},
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
 if __name__ == "__main__":
-    import sys
-
-    from lightning_modules.drive import run_stages
-    from lightning_modules.engine_cli import build
-    from lightning_modules.front import HYDRA_ONLY
-    from lightning_modules.overrides import CONFIGS, compose_plain
-
-    train(Path(sys.argv[1]), Path("/tmp/exp/cache"), int(sys.argv[2]), 0, sys.argv[3:])
+    main()

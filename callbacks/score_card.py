@@ -233,8 +233,9 @@ def write_and_draw(folder: Path, stem: str, arrays: dict[str, np.ndarray], facts
     """Write maps and scores, the table over all validations so far, and draw both. Returns the files."""
     maps = save_maps(folder / FOLDER / f"{stem}.safetensors", arrays, facts)
     drawn = draw_aside(maps[0], folder / FOLDER)
-    for old in sorted((folder / FOLDER).glob("epoch*-methods.png"))[1:-KEPT_PICTURES]:
-        old.unlink()
+    for kind in ("methods", "score_card"):
+        for old in sorted((folder / FOLDER).glob(f"epoch*-{kind}.png"))[1:-KEPT_PICTURES]:
+            old.unlink()
     return [*maps, write_table(folder / FOLDER), *drawn]
 
 

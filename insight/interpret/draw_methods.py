@@ -123,7 +123,7 @@ def draw_score_sheet(facts: MapFacts) -> Image.Image:
     """The score card: a line per method, the best figure of a column bold."""
     scored = {name: one for name, one in facts.methods.items() if one.scores}
     columns = [column for column in COLUMNS if any(column.score in one.scores for one in scored.values())]
-    widths, line, first = 94, 30, 140
+    widths, line, first = 104, 30, 140
     sheet = blank(first + len(columns) * widths + 190, 56 + line * len(scored))
     for index, column in enumerate(columns):
         arrow = {"max": " ↑", "min": " ↓", "": ""}[column.better]

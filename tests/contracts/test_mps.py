@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from insight import losses
 from insight.data.batch import ImageTextBatch
+from insight.interpret import drift, scorecard
 from insight.interpret.capture import capture
-from insight.interpret.drift import look
 from insight.interpret.families import family_of
 from insight.interpret.probe import make_probe
-from insight.interpret.scorecard import ScoredMethod, family_for, score
+from insight.interpret.scorecard import ScoredMethod
 from insight.masking import hide_words
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.models.multimodal import MultiModalTransformer
@@ -149,9 +149,11 @@ def test_scoring_explanations_and_looking_for_drift_ask_mps_for_nothing_that_it_
     configured = yaml.safe_load((Path(CONFIGS) / "callbacks" / "default.yaml").read_text())
     methods = {name: ScoredMethod(**one) for name, one in configured["score_card"]["init_args"]["methods"].items()}
     with mps_guard():
-        scored = {name: score(family_for(model, one), probe, one.call, steps=2) for name, one in methods.items()}
-        found = look(family_of(model), probe.batch, {"chefer": (family_for(model, methods["chefer"]), methods["chefer"].call)}, 1, 1, 0.5)
-    assert scored["chefer"].facts.scores["forwards_per_pair"] == 1
+        for one in methods.values():
+            looked = scorecard.look(scorecard.family_for(model, one), probe, one.call)
+            scorecard.curves(scorecard.family_for(model, one), probe.batch, looked.explanation, steps=2)
+        chefer = (scorecard.family_for(model, methods["chefer"]), methods["chefer"].call)
+        found = drift.look(family_of(model), probe.batch, {"chefer": chefer}, 1, 1, 0.5)
     assert found.maps["chefer"].shape == (2, 2, 2) and "image.blocks.0.attention" in found.heads
 
 

@@ -132,7 +132,8 @@ def _told(arrays: dict[str, np.ndarray], facts: MapFacts, row: int, method: str,
     if phrased is not None:
         for number, phrase in enumerate(example.phrases[: amount.phrases]):
             boxes = outlines(phrase, colours[phrase.entity])
-            heats.append(Heat(phrase.text, f"{method} for “{phrase.text}”", relative(phrased[row, number]), boxes, verdict))
+            text = shortened(phrase.text)
+            heats.append(Heat(text, f"{method} for “{text}”", relative(phrased[row, number]), boxes, verdict))
     return heats
 
 
@@ -146,7 +147,7 @@ def methods(stage: StageFiles, photos: Photos, amount: Amount) -> list[Row]:
         boxes: tuple[Outline, ...] = ()
         if number is not None:
             phrase = example.phrases[number]
-            boxes, text = outlines(phrase, colours_of(example.phrases)[phrase.entity]), f"“{phrase.text}”"
+            boxes, text = outlines(phrase, colours_of(example.phrases)[phrase.entity]), f"“{shortened(phrase.text)}”"
             example = dataclasses.replace(example, phrases=(phrase,))
         maps = maps_of(arrays, list(facts.methods), row, number)
         heats = [Heat(name, f"{name} for {text}", map_gg, boxes, facts.verdicts.get(name)) for name, map_gg in maps.items()]
@@ -172,7 +173,7 @@ def words(run: RunFiles, photos: Photos, amount: Amount) -> tuple[str, list[Row]
         for word in shown:
             boxes = tuple(one for phrase in phrases_of(word, example.phrases) for one in outlines(phrase, colours[phrase.entity]))
             map_gg = word_heat(arrays[f"words/{layer}"][row], word, facts.grid)
-            heats.append(Heat(word.text, f"what “{word.text}” reads", map_gg, boxes, verdict))
+            heats.append(Heat(shortened(word.text), f"what “{shortened(word.text)}” reads", map_gg, boxes, verdict))
         scale = Scale(*attention_range([one.map_gg for one in heats])) if heats else None
         rows.append(row_of(arrays["picture"][row], example, heats, photos, scale=scale))
     return layer, rows
@@ -203,7 +204,7 @@ def _film(method: str, frames: list[tuple[StageFiles, Validation]], photos: Phot
         example = last_facts.examples[row]
         phrase = None if number is None else example.phrases[number]
         boxes = () if phrase is None else outlines(phrase, colours_of(example.phrases)[phrase.entity])
-        text = "the caption" if phrase is None else f"“{phrase.text}”"
+        text = "the caption" if phrase is None else f"“{shortened(phrase.text)}”"
         heats = []
         for stage, facts, arrays in shown:
             maps = maps_of(arrays, [method], row, number)
@@ -266,14 +267,15 @@ def findings(search: Validation, photos: Photos, amount: Amount) -> Findings | N
     for one in [one for one in found if first[one.example] is one][: amount.findings]:
         example = facts.examples[one.example]
         phrase, colours = example.phrases[one.phrase], colours_of(example.phrases)
+        text = shortened(phrase.text)
         where = "points elsewhere: at nothing that is marked" if one.elsewhere else "points at another object"
         note = (
-            f"“{one.text}” {where}; {one.energy_in_box:.0%} of the map lies in its boxes, which are {one.area_of_box:.0%} of the "
+            f"“{text}” {where}; {one.energy_in_box:.0%} of the map lies in its boxes, which are {one.area_of_box:.0%} of the "
             f"picture; its caption finds the picture at rank {one.rank}"
         ).replace("%", " %")
         point = (round(100 * one.highest[0], 1), round(100 * one.highest[1], 1))
         boxes = outlines(phrase, colours[phrase.entity])
         map_gg, verdict = relative(phrased[one.example, one.phrase]), facts.verdicts.get(method)
-        heat = Heat(f"{method}: {phrase.text}", f"{method} for “{phrase.text}”", map_gg, boxes, verdict, point)
+        heat = Heat(f"{method}: {text}", f"{method} for “{text}”", map_gg, boxes, verdict, point)
         rows.append(row_of(arrays["picture"][one.example], example, [heat], photos, note))
     return Findings(told(found, facts, method, WITHIN, 0), len(found), rows)
