@@ -19,10 +19,11 @@ explained. What a family lacks is under ``left_out`` with the reason.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -171,7 +172,7 @@ def looked_at(family: Family, probe: Probe, method: Call) -> Looked:
         return Looked(alone, alone.image, ALONE)
 
 
-def measure(families: Sequence[Family], probe: Probe, methods: Sequence[str], say: Any = print) -> dict[str, Any]:
+def measure(families: Sequence[Family], probe: Probe, methods: Sequence[str], say: Callable[[str], object] = print) -> dict[str, Any]:
     """Every method on every family."""
     picture_P, words = probe.pictures, marked_words(probe)
     own, grid = [phrase.boxes for phrase in probe.phrases], families[0].grid
@@ -217,8 +218,8 @@ def line_of(found: dict[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def opened(run: Path, root: Path | None, cache: Path | None) -> tuple[Any, Any]:
-    """The run's model with the best weights of its last stage, and its data module.
+def opened(run: Path, root: Path | None, cache: Path | None) -> tuple[Any, Any, dict[str, float]]:
+    """The run's model with the best weights of its last finished stage, its data module, and that stage's figures.
 
     Raises:
         InputError: no finished stage, or weights of another architecture.
@@ -237,7 +238,7 @@ def opened(run: Path, root: Path | None, cache: Path | None) -> tuple[Any, Any]:
     cli = build({**config, "run_dir": None, "callbacks": {}})
     cli.datamodule.prepare_data()
     load_weights(cli.model, run / done[-1]["best"], cli.datamodule)
-    return cli.model.model.eval(), cli.datamodule
+    return cli.model.model.eval(), cli.datamodule, done[-1]["metrics"]
 
 
 def main() -> None:
@@ -251,7 +252,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULT, help="file that is written; results of other data in it stay")
     options = parser.parse_args()
     try:
-        model, data = opened(options.run, options.root, options.cache)
+        model, data, metrics = opened(options.run, options.root, options.cache)
         probe = make_probe(data.probe(options.split, options.pictures, seed=0), data.tokenizer, data.context_length)
         if not probe.phrases:
             raise InputError("no phrase of these data is marked with a box: Flickr30k Entities must lie beside the pictures")
@@ -262,9 +263,11 @@ def main() -> None:
         families.append(CrossAttention(model))
     print(data.describe())
     print(f"{len(probe)} captions of the {options.split} split, {len(probe.phrases)} phrases ({probe.cut} cut off by the context)")
-    found = measure(families, probe, options.methods)
+    found = measure(families, probe, options.methods, functools.partial(print, flush=True))
     facts = {
-        "data": data.describe().partition(" at /")[0],
+        "generated": data.generated,
+        "model": type(model).__name__,
+        "recall": {name: round(value, 4) for name, value in metrics.items() if name.endswith("_recall_at_10")},
         "split": options.split,
         "captions": len(probe),
         "phrases_with_boxes": len(probe.phrases),
