@@ -110,35 +110,70 @@ class Looked(NamedTuple):
 
 
 def look(family: Family, probe: Probe, method: Call, rows_at_once: int = ROWS_AT_ONCE) -> Looked:
-    """Explain the captions, and each phrase by the protocol."""
-    explanation = explained(family, probe.batch, method, rows_at_once)
-    if not probe.phrases or explanation.image is None:
+    """Explain the captions, and each phrase by the protocol.
+
+    Captions and phrases are asked together, those of a picture side by side: what perturbs pictures then encodes each of them once.
+    """
+    count = len(probe)
+    found = explained(family, probe.batch if probe.alone is None else together(probe.batch, probe.alone), method, rows_at_once)
+    explanation = first_rows(found, count, probe.batch.tokens.shape[1])
+    if probe.alone is None or found.image is None:
         return Looked(explanation, None, "")
-    if explanation.pairs is not None:
-        found = [
-            explanation.pairs[one.caption, list(columns)].sum(dim=0) for one, columns in zip(probe.phrases, probe.positions, strict=True)
-        ]
-        return Looked(explanation, torch.stack(found), IN_CAPTION)
-    assert probe.alone is not None, "there are phrases"
-    return Looked(explanation, explained(family, probe.alone, method, rows_at_once).image, ALONE)
+    if explanation.pairs is None:
+        return Looked(explanation, found.image[count:], ALONE)
+    places = zip(probe.phrases, probe.positions, strict=True)
+    summed = [explanation.pairs[one.caption, list(columns)].sum(dim=0) for one, columns in places]
+    return Looked(explanation, torch.stack(summed), IN_CAPTION)
+
+
+def together(captions: ImageTextBatch, phrases: ImageTextBatch) -> ImageTextBatch:
+    """Both as captions of the same pictures."""
+    length = max(captions.tokens.shape[1], phrases.tokens.shape[1])
+    both: dict[str, Any] = {
+        name: torch.cat([nn.functional.pad(getattr(one, name), (0, length - one.tokens.shape[1])) for one in (captions, phrases)])
+        for name in ("tokens", "token_mask")
+    }
+    row = torch.cat([captions.caption_row, phrases.caption_row])
+    return captions._replace(**both, caption_row=row, caption_id=torch.arange(len(row)), texts=captions.texts + phrases.texts)
+
+
+def first_rows(found: Explanation, count: int, length: int) -> Explanation:
+    """The first ``count`` rows, their captions of ``length`` tokens; the cost is their part of all rows."""
+    text, pairs = (None if part is None else part[:count, :length] for part in (found.text, found.pairs))
+    target = Target(found.target.picture[:count], found.target.index[:count])
+    return dataclasses.replace(
+        found,
+        image=None if found.image is None else found.image[:count],
+        text=text,
+        pairs=pairs,
+        score=found.score[:count],
+        target=target,
+        cost=found.cost._replace(seconds=found.cost.seconds * count / len(found.score)),
+        diagnostics={name: values[:count] for name, values in found.diagnostics.items()},
+    )
 
 
 def explained(family: Family, batch: ImageTextBatch, method: Call, rows_at_once: int = ROWS_AT_ONCE) -> Explanation:
-    """``explain`` for every caption with its own picture, so many rows at a time."""
-    row_C = torch.arange(len(batch.tokens))
-    parts = [explain(family, batch, Target(batch.caption_row[rows], rows), method) for rows in row_C.split(rows_at_once)]
-    joined: dict[str, Any] = {name: _joined([getattr(part, name) for part in parts]) for name in ("image", "text", "pairs", "score")}
-    diagnostics = {name: torch.cat([part.diagnostics[name] for part in parts]) for name in parts[0].diagnostics}
+    """``explain`` for every caption with its own picture, so many rows at a time, those of a picture side by side."""
+    order_C = batch.caption_row.argsort(stable=True)
+    place_C = order_C.argsort()
+    parts = [explain(family, batch, Target(batch.caption_row[rows], rows), method) for rows in order_C.split(rows_at_once)]
+    values: dict[str, Any] = {
+        name: _joined([getattr(part, name) for part in parts], place_C) for name in ("image", "text", "pairs", "score")
+    }
+    diagnostics = {name: torch.cat([part.diagnostics[name].cpu() for part in parts])[place_C] for name in parts[0].diagnostics}
     forwards, backwards = (
-        sum(getattr(part.cost, name) * len(part.score) for part in parts) / len(row_C) for name in ("forwards", "backwards")
+        sum(getattr(part.cost, name) * len(part.score) for part in parts) / len(order_C) for name in ("forwards", "backwards")
     )
     cost = Cost(forwards, backwards, sum(part.cost.seconds for part in parts))
-    return dataclasses.replace(parts[0], **joined, target=Target(batch.caption_row, row_C), cost=cost, diagnostics=diagnostics)
+    target = Target(batch.caption_row, torch.arange(len(order_C)))
+    return dataclasses.replace(parts[0], **values, target=target, cost=cost, diagnostics=diagnostics)
 
 
-def _joined(parts: list[Tensor | None]) -> Tensor | None:
-    found = [part for part in parts if part is not None]
-    return torch.cat(found) if found else None
+def _joined(parts: list[Tensor | None], place_C: Tensor) -> Tensor | None:
+    """Of all rows, in their own order, on the CPU."""
+    found = [part.cpu() for part in parts if part is not None]
+    return torch.cat(found)[place_C] if found else None
 
 
 # --- one method's scores ---

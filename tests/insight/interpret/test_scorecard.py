@@ -12,7 +12,7 @@ from insight.interpret.families import DualEncoder
 from insight.interpret.maps import MapFacts, load_maps, save_maps
 from insight.interpret.probe import make_probe
 from insight.interpret.ranking import pair_ranks
-from insight.interpret.scorecard import by_word, cadence, curves, explained, record, score
+from insight.interpret.scorecard import by_word, cadence, curves, explained, look, record, score
 from insight.interpret.tables import lines, write_table
 from insight.models.multimodal import MultiModalTransformer
 from insight.stages import Call
@@ -102,6 +102,18 @@ def test_rows_at_a_time_do_not_matter(towers, probe):
     whole, single = explained(towers, probe.batch, method), explained(towers, probe.batch, method, rows_at_once=1)
     torch.testing.assert_close(whole.image, single.image, atol=1e-5, rtol=1e-4)
     assert (whole.cost.forwards, whole.cost.backwards) == (single.cost.forwards, single.cost.backwards) == (1, 1)
+
+
+@pytest.mark.parametrize("rows_at_once", [2, 64])
+def test_captions_and_phrases_asked_together_are_explained_as_each_alone(towers, probe, rows_at_once):
+    method = Call("insight.interpret.relevance.chefer_relevance")
+    found = look(towers, probe, method, rows_at_once)
+    captions, phrases = explain(towers, probe.batch, None, method), explain(towers, probe.alone, None, method)
+    for one, other in ((found.explanation, captions), (dataclasses.replace(phrases, image=found.phrases_Pgg), phrases)):
+        torch.testing.assert_close(one.image, other.image, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(one.text, other.text, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(one.score, other.score, atol=1e-4, rtol=1e-4)
+    assert found.explanation.target.index.tolist() == [0, 1, 2]
 
 
 def test_words_get_the_sum_of_their_tokens_and_a_caption_without_one_is_refused():
