@@ -160,16 +160,16 @@ def judged_words(scores: PhraseScores, words: Sequence[Word], probe: Probe, quer
 
 
 # --- the run ---
-def looked_at(family: Family, probe: Probe, method: Call) -> Looked:
-    """``look``; where the captions are too long for the method, the phrases alone."""
+def looked_at(family: Family, probe: Probe, method: Call) -> tuple[Looked, bool]:
+    """``look``, and whether the captions were explained: where they are too long for the method, the phrases alone are."""
     try:
-        return look(family, probe, method)
+        return look(family, probe, method), True
     except InputError:
         assert probe.alone is not None, "there are phrases"
         alone = explained(family, probe.alone, method)
         if alone.image is None or alone.pairs is not None:
             raise
-        return Looked(alone, alone.image, ALONE)
+        return Looked(alone, alone.image, ALONE), False
 
 
 def measure(families: Sequence[Family], probe: Probe, methods: Sequence[str], say: Callable[[str], object] = print) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def measure(families: Sequence[Family], probe: Probe, methods: Sequence[str], sa
         for name in methods:
             title, started = f"{family.name}/{name}", time.perf_counter()
             try:
-                looked = looked_at(family, probe, METHODS[name])
+                looked, whole = looked_at(family, probe, METHODS[name])
             except InputError as error:
                 left_out[title] = str(error)
                 continue
@@ -195,7 +195,7 @@ def measure(families: Sequence[Family], probe: Probe, methods: Sequence[str], sa
             scores = phrase_scores(looked.phrases_Pgg.cpu().numpy(), own, probe.others)
             differences = {f"minus_{other}": beyond(scores, baseline, picture_P) for other, baseline in baselines.items()}
             phrases[title] = {"query": looked.query, **judged(scores, picture_P), **differences}
-            if len(looked.explanation.score) == len(probe):  # the captions, not the phrases alone
+            if whole:
                 found = word_scores(looked, words) if words else None
                 if found is not None:
                     query = "each word" if looked.explanation.pairs is not None else "the caption for every word"
