@@ -271,6 +271,7 @@ WORDS = {
     "<direction>": DIRECTIONS,
     "<k>": tuple(map(str, RECALL_AT)),
     "<pairs>": ("seen", "unseen"),
+    "<side>": ("image", "text"),
     "<tower>": ("image", "text"),
 }
 METRIC_NAMES = (
@@ -296,8 +297,23 @@ METRIC_NAMES = (
     MetricName("<split>/hard_negative_accuracy_<pairs>", ("test",), "max", "right caption above its twin with swapped attributes"),
     MetricName("<split>/reranked_hard_negative_accuracy_<pairs>", ("test",), "max", "the same by the matching head"),
     MetricName("<split>/baseline/<name>/<what>", ("test",), "", "the figure of that name, of a baseline"),
-    MetricName("insight/capture_fraction", (), "min", "share of a validation's time that attention maps take", repeats=False),
-    MetricName("insight/<method>/<score>", (), "", "a figure of an interpretation method"),
+    MetricName("insight/<method>/pointing_game_v1", (), "max", "phrases whose map is highest inside their boxes"),
+    MetricName("insight/<method>/energy_in_box_v1", (), "max", "part of a phrase's map inside its boxes"),
+    MetricName("insight/<method>/other_object_rate_v1", (), "min", "phrases whose map is highest on another object"),
+    MetricName("insight/<method>/specificity_v1", (), "max", "pointing game - other-object rate, where there is another object"),
+    MetricName("insight/<method>/deletion_<side>_<removal>_v1", (), "min", "mean score while the most important goes first"),
+    MetricName("insight/<method>/insertion_<side>_<removal>_v1", (), "max", "mean score while the most important comes first"),
+    MetricName("insight/<method>/randomisation_rho_v1", (), "", "rank correlation with maps of shuffled weights; near 0 is right"),
+    MetricName("insight/<method>/randomisation_passed_v1", (), "max", "1 = the maps depend on the weights"),
+    MetricName("insight/<method>/infidelity_v1", (), "min", "squared error of what a map says that removals cost, in units of the score"),
+    MetricName("insight/<method>/max_sensitivity_v1", (), "min", "largest relative change of a map under a small change of the pixels"),
+    MetricName("insight/<method>/map_stability_v1", (), "", "rank correlation with the maps of the validation before"),
+    MetricName("insight/<method>/forwards_per_pair", (), "min", "passes forward that a map takes"),
+    MetricName("insight/<method>/backwards_per_pair", (), "min", "passes back that a map takes"),
+    MetricName("insight/<method>/seconds_per_pair", (), "min", "wall seconds that a map takes", repeats=False),
+    MetricName("insight/<method>/<score>", (), "", "any other figure of an interpretation method"),
+    MetricName("insight/<callback>_fraction", (), "min", "share of validation time that looking into the model takes", repeats=False),
+    MetricName("insight/drift_warnings", (), "min", "warnings of the drift callback in this validation"),
     MetricName("system/<what>", (), "", "what the machine is doing, under MLflow's own names", repeats=False),
 )
 

@@ -22,7 +22,7 @@ from insight.interpret.untouched import evaluating
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.models.multimodal import MultiModalTransformer
 
-LARGEST_PICTURE = 192  # pixels a side
+LARGEST_PICTURE = 144  # pixels a side
 
 
 def image_layers(model: MultiModalTransformer) -> list[str]:
@@ -65,14 +65,14 @@ def capture(model: MultiModalTransformer, image_B3HW: Tensor, tokens_BT: Tensor,
     found.update({f"words/{name}": maps[name].mean(dim=1) for name in reversed(crossings)})
     found.update({f"heads/{name}": maps[name] for name in reversed(crossings)})
     arrays = {name: tensor.half().cpu().numpy() for name, tensor in found.items()}
-    return {"picture": _picture(image_B3HW).cpu().numpy(), **arrays}
+    return {"picture": shown_pictures(image_B3HW).cpu().numpy(), **arrays}
 
 
-def _picture(image_B3HW: Tensor) -> Tensor:
-    """(B, height, width, 3) uint8, at most 192 pixels a side: enough to draw on, small enough to keep."""
+def shown_pictures(image_B3HW: Tensor, largest: int = LARGEST_PICTURE) -> Tensor:
+    """(B, height, width, 3) uint8, at most ``largest`` pixels a side: enough to draw on, small enough to keep."""
     picture_B3HW = denormalise(image_B3HW.float())
-    if picture_B3HW.shape[-1] > LARGEST_PICTURE:
-        picture_B3HW = F.interpolate(picture_B3HW, size=(LARGEST_PICTURE, LARGEST_PICTURE), mode="bilinear", antialias=True)
+    if picture_B3HW.shape[-1] > largest:
+        picture_B3HW = F.interpolate(picture_B3HW, size=(largest, largest), mode="bilinear", antialias=True)
     return (picture_B3HW.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 

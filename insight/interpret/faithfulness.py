@@ -78,7 +78,7 @@ def _first(importance_GM: Tensor, steps: int, seed: int, present_GM: Tensor | No
     """The most important players at every point (G, X, M), and what part of all they are (G, X)."""
     if steps < 1:
         raise InputError(f"steps={steps}: a curve needs at least 1, e.g. 16")
-    importance_GM = importance_GM.detach().double().cpu()
+    importance_GM = importance_GM.detach().float().cpu()
     present_GM = torch.ones_like(importance_GM, dtype=torch.bool) if present_GM is None else present_GM.cpu()
     count_G = present_GM.sum(dim=1)
     if not bool(torch.isfinite(importance_GM[present_GM]).all()):
@@ -176,7 +176,7 @@ def spearman(one_GM: Tensor, other_GM: Tensor) -> Tensor:
 
 
 def _ranks(value_GM: Tensor) -> Tensor:
-    value_GM = value_GM.detach().double().cpu()
+    value_GM = value_GM.detach().cpu().double()
     below = (value_GM[:, None, :] < value_GM[:, :, None]).sum(dim=2)
     equal = (value_GM[:, None, :] == value_GM[:, :, None]).sum(dim=2)
     rank_GM = below + (equal - 1) / 2

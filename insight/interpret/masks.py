@@ -261,7 +261,7 @@ def _in_precision(family: Family, dtype: torch.dtype) -> Family:
 
 def _owners(*tensors: Tensor | None) -> Tensor:
     """The first row that holds the same, for every row: what several rows share is computed once."""
-    columns = [tensor.detach().flatten(1).cpu().double() for tensor in tensors if tensor is not None]
+    columns = [tensor.detach().flatten(1).cpu().float() for tensor in tensors if tensor is not None]
     if not columns:
         return torch.zeros(1, dtype=torch.int64)
     name_R = torch.unique(torch.cat(columns, dim=1), dim=0, return_inverse=True)[1]
