@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
+INTERRUPTED = 130
 os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its errors to us, who print one message
 
 import hydra
@@ -19,6 +20,10 @@ from omegaconf.errors import OmegaConfBaseException
 exit_code = 0
 
 
+class TrialFailed(Exception):
+    """A trial of a multirun has ended with the exit code ``args[0]``, and said why. Hydra raises this after the other trials."""
+
+
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def compose_and_run(config: DictConfig) -> None:
     global exit_code
@@ -26,7 +31,14 @@ def compose_and_run(config: DictConfig) -> None:
 
     overrides = list(HydraConfig.get().overrides.task)
     plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    exit_code = run_composed(plain, overrides, FULL_ERROR, trial=HydraConfig.get().mode == RunMode.MULTIRUN)
+    if HydraConfig.get().mode != RunMode.MULTIRUN:
+        exit_code = run_composed(plain, overrides, FULL_ERROR)
+        return
+    code = run_composed(plain, overrides, FULL_ERROR, trial_dir=HydraConfig.get().runtime.output_dir)
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt  # the trials that would follow too
+    if code:
+        raise TrialFailed(code)  # not by exit_code: a launcher may have started this in another process
 
 
 if __name__ == "__main__":
@@ -42,4 +54,8 @@ if __name__ == "__main__":
         from lightning_modules.overrides import CONFIGS, explain
 
         exit_code = report(error if FULL_ERROR else explain(error, CONFIGS, sys.argv[1:]), FULL_ERROR)
+    except TrialFailed as failed:
+        exit_code = failed.args[0]
+    except KeyboardInterrupt:
+        exit_code = INTERRUPTED
     sys.exit(exit_code)

@@ -23,7 +23,7 @@ from lightning.pytorch.callbacks import Callback
 
 from lightning_modules.drive import run_stages
 from lightning_modules.engine_cli import build
-from lightning_modules.front import HYDRA_ONLY
+from lightning_modules.keys import HYDRA_ONLY
 from lightning_modules.overrides import CONFIGS, compose_plain
 from tracking.facts import machine
 

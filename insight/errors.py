@@ -13,6 +13,10 @@ class TrainingFailure(RuntimeError):
     """Training cannot go on (a loss that is not a number). The message names the step and the examples."""
 
 
+class Pruned(RuntimeError):
+    """A trial of a sweep is ended early, on purpose: others were better by then."""
+
+
 def report(error: Exception, full: bool) -> int:
     """Print one message, or with ``full`` raise, so that the traceback shows. Returns the exit code: 2 = the user's to mend."""
     if full:

@@ -314,6 +314,8 @@ METRIC_NAMES = (
     MetricName("insight/<method>/<score>", (), "", "any other figure of an interpretation method"),
     MetricName("insight/<callback>_fraction", (), "min", "share of validation time that looking into the model takes", repeats=False),
     MetricName("insight/drift_warnings", (), "min", "warnings of the drift callback in this validation"),
+    MetricName("sweep/value", (), "", "what a trial of a sweep reached: its own metric, at the step of its number"),
+    MetricName("sweep/best", (), "", "the best of the trials so far"),
     MetricName("system/<what>", (), "", "what the machine is doing, under MLflow's own names", repeats=False),
 )
 

@@ -161,8 +161,11 @@ class KeepHandlers(Callback):
 
 
 # --- training ---
-def run_stages(cli: EngineCLI, only: str | None = None, weights: Path | None = None) -> int:
-    """Train what is left of the plan, test, write the summary. Returns the exit code."""
+def run_stages(cli: EngineCLI, only: str | None = None, weights: Path | None = None, sweep_dir: Path | None = None) -> int:
+    """Train what is left of the plan, test, write the summary. Returns the exit code.
+
+    ``only`` one stage, from given ``weights``; as a trial of the sweep in ``sweep_dir``.
+    """
     hush(cli.settings.log_level)
     check_tracking(cli)
     check_deployment(cli)
@@ -173,7 +176,7 @@ def run_stages(cli: EngineCLI, only: str | None = None, weights: Path | None = N
         if (run_dir / "summary.json").exists():
             say(f"{run_dir} is finished; its results are in {run_dir / 'summary.json'}. A new run_dir starts another run.")
             return 0
-        tracked = open_tracking(cli, run_dir)
+        tracked = open_tracking(cli, run_dir, sweep_dir)
         try:
             _run(cli, run_dir, weights, stop, tracked)
         except (KeyboardInterrupt, SystemExit) as error:
@@ -207,10 +210,15 @@ def check_tracking(cli: EngineCLI) -> str | None:
     return store_address(tracking.tracking_uri, tracking.tracking_uri_env, tracking.token_env, cli.settings.output_dir)
 
 
-def open_tracking(cli: EngineCLI, run_dir: Path) -> TrackedRun | None:
-    """The MLflow side, or None when the config turns it off."""
+def open_tracking(cli: EngineCLI, run_dir: Path, sweep_dir: Path | None = None) -> TrackedRun | None:
+    """The MLflow side, or None when the config turns it off. A trial, whose folder is a number, is named after its sweep too."""
     address = check_tracking(cli)
-    return None if address is None else TrackedRun(run_dir, cli.tracking.experiment, None, address, cli.settings.output_dir)
+    name = f"{run_dir.absolute().parent.name}-{run_dir.name}" if run_dir.name.isdigit() else None
+    return (
+        None
+        if address is None
+        else TrackedRun(run_dir, cli.tracking.experiment, name, address, cli.settings.output_dir, None, 15.0, sweep_dir)
+    )
 
 
 def _run(cli: EngineCLI, run_dir: Path, weights: Path | None, stop: threading.Event, tracked: TrackedRun | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ import yaml
 from insight.errors import InputError, TrainingFailure, report
 from lightning_modules.drive import check_tracking, open_run_dir, run_stages
 from lightning_modules.engine_cli import build
+from lightning_modules.keys import HYDRA_ONLY
 from lightning_modules.reproduce import reproduce
-
-HYDRA_ONLY = ("reproduce", "paths")  # read here, or by other keys of the composition; no part of a run's own config
+from lightning_modules.sweep import run_sweep
 
 
 def read_run(folder: str) -> dict[str, Any]:
@@ -29,18 +30,20 @@ def read_run(folder: str) -> dict[str, Any]:
     return {**yaml.safe_load(path.read_text()), "run_dir": str(Path(folder).resolve())}
 
 
-def run_composed(config: dict[str, Any], overrides: list[str], full_error: bool = False, trial: bool = False) -> int:
+def run_composed(config: dict[str, Any], overrides: list[str], full_error: bool = False, trial_dir: str | None = None) -> int:
     """Train what the mapping says; a mistake is one message. Returns the exit code.
 
-    ``trial``: the run is one of a sweep's, and no version of a registered model.
+    ``trial_dir``: the run is one of Hydra's multirun, in this folder, and no version of a registered model.
     """
     try:
-        return _run_composed(config, overrides, full_error, trial)
+        return _run_composed(config, overrides, full_error, trial_dir)
     except (InputError, TrainingFailure, FileNotFoundError) as error:
         return report(error, full_error)
 
 
-def _run_composed(config: dict[str, Any], overrides: list[str], full_error: bool, trial: bool) -> int:
+def _run_composed(config: dict[str, Any], overrides: list[str], full_error: bool, trial_dir: str | None) -> int:
+    if trial_dir is not None:
+        _refuse_for_trials(config)
     resume = config.pop("resume", None)
     if resume is not None:
         others = [word for word in overrides if not word.startswith("resume=")]
@@ -52,8 +55,10 @@ def _run_composed(config: dict[str, Any], overrides: list[str], full_error: bool
     reference = config.pop("reproduce", None)
     if reference is not None:
         return reproduce(reference, config, overrides)
-    if trial:
-        config["deployment"] = {**config.get("deployment", {}), "register": False}
+    if "sweep" in config:
+        return run_sweep(config, overrides)
+    if trial_dir is not None:
+        config = {**config, "run_dir": trial_dir, "deployment": {**config.get("deployment", {}), "register": False}}
     for key in HYDRA_ONLY:
         config.pop(key, None)
     cli = build(config)
@@ -72,8 +77,22 @@ def _run_composed(config: dict[str, Any], overrides: list[str], full_error: bool
         ]
         sys.stdout.flush()
         os.environ["HYDRA_FULL_ERROR"] = str(int(full_error))
+        if trial_dir is not None:  # other trials follow in this process
+            return subprocess.run(command).returncode
         os.execv(sys.executable, command)  # children are started from this command line, so Hydra must not be in it
     return run_stages(cli)
+
+
+def _refuse_for_trials(config: dict[str, Any]) -> None:
+    """Keys that all trials of a multirun would share."""
+    for key, instead in {
+        "run_dir": "trials have folders of their own in hydra.sweep.dir, which can be set",
+        "resume": "go on with one run at a time, without --multirun",
+        "reproduce": "repeat one run at a time, without --multirun",
+        "sweep": "it chooses the values itself; leave --multirun out",
+    }.items():
+        if config.get(key) is not None:
+            raise InputError(f"{key} beside --multirun: {instead}")
 
 
 def several_processes(arguments: dict[str, Any]) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from docstring_parser import parse
 
-from lightning_modules.settings import Deployment, RunSettings, Tracking
+from lightning_modules.settings import ADDED, Deployment, Dimension, RunSettings, Sweep, Tracking
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 NOT_CHOSEN = ("recipe", "gates")  # Hydra chooses a recipe by data and stages; gates are tracking.promote's
@@ -21,6 +21,8 @@ your data:    python train.py +experiment=flickr_multistage data=flickr30k data.
 try out:      python train.py +experiment=flickr_multistage trainer=debug
 go on:        python train.py resume=RUN_FOLDER
 again:        python train.py reproduce=RUN_ID
+best values:  python train.py +experiment=flickr_multistage +sweep=rates                (Optuna; the same command goes on)
+all values:   python train.py --multirun +experiment=flickr_multistage seed_everything=0,1,2 [hydra/launcher=joblib]
 one key:      python train.py +experiment=flickr_multistage stages.end_to_end.epochs=5
 another key:  python train.py +experiment=flickr_multistage +trainer.max_epochs=5       (not in the config yet: with a plus)
 the config:   python train.py +experiment=flickr_multistage --cfg job
@@ -40,13 +42,14 @@ def describe_groups(configs: Path = CONFIGS) -> str:
     for group in sorted(path for path in configs.iterdir() if path.is_dir()):
         if group.name in NOT_CHOSEN:
             continue
-        plus = "+" if group.name == "experiment" else ""
+        plus = "+" if group.name in ADDED else ""
         parts.append(f"\n  {plus}{group.name}=\n")
         parts += [_line(path.stem, first_comment(path)) for path in sorted(group.glob("*.yaml"))]
     parts.append("\nkeys (key=value):\n\n")
     parts += [_line(key, comment) for key, comment in top_keys(configs / "train.yaml").items()]
-    for prefix, kind in (("run", RunSettings), ("tracking", Tracking), ("deployment", Deployment)):
+    for prefix, kind in (("run", RunSettings), ("tracking", Tracking), ("deployment", Deployment), ("sweep", Sweep)):
         parts += [_line(f"{prefix}.{one.arg_name}", one.description or "") for one in parse(kind.__doc__ or "").params]
+    parts += [_line(f"sweep.space.NAME.{one.arg_name}", one.description or "") for one in parse(Dimension.__doc__ or "").params]
     return "".join([*parts, "\n", MORE])
 
 

@@ -21,7 +21,8 @@ CLASS_KEYS = ("class_path", "init_args")
 SECTIONS: dict[str, Any] = {"stages": dict[str, Stage], "tracking": Tracking, "deployment": Deployment, "run": RunSettings}
 CLASSES = ("model", "data")  # and each of the callbacks
 TOP = ("seed_everything", "trainer", *CLASSES, *SECTIONS, "callbacks", "run_dir")
-GROUPS_ONLY = ("env", "experiment", "resume", "reproduce", "paths")  # words of Hydra's door alone; here for a typo in them
+HYDRA_ONLY = ("reproduce", "paths")  # read at Hydra's door, or by other keys of the composition; no part of a run's own config
+GROUPS_ONLY = ("env", "resume", "experiment", "sweep", *HYDRA_ONLY)  # words of Hydra's door alone; here for a typo in them
 COMMAND_WORDS = ("config", "help", "print_config")
 
 
@@ -33,7 +34,7 @@ def check_keys(config: Mapping[str, Any], top: Iterable[str] = TOP) -> None:
     """
     _check_names(config, top, "", [*top, *GROUPS_ONLY])
     for name, kind in SECTIONS.items():
-        _check_fields(config.get(name), kind, name)
+        check_fields(config.get(name), kind, name)
     if isinstance(config.get("trainer"), Mapping):
         _check_names(config["trainer"], _parameters(L.Trainer), "trainer")
     for name in CLASSES:
@@ -102,20 +103,24 @@ def _check_names(value: Mapping[str, Any], known: Iterable[str], key: str, nearb
             raise InputError(f"{where}{nearest(str(name), nearby or known)}")
 
 
-def _check_fields(value: Any, kind: Any, key: str) -> None:
-    """Down through data classes and mappings of them; what is neither is the parser's to check."""
+def check_fields(value: Any, kind: Any, key: str) -> None:
+    """The keys of a data class, and down through mappings and data classes in it; what is neither is the parser's to check.
+
+    Raises:
+        InputError: as ``check_keys``.
+    """
     if not isinstance(value, Mapping):
         return
     if typing.get_origin(kind) is dict:
         inner_kind = typing.get_args(kind)[1]
         for name, inner in value.items():
             _check_complete(name, value, inner_kind, key)
-            _check_fields(inner, inner_kind, f"{key}.{name}")
+            check_fields(inner, inner_kind, f"{key}.{name}")
     elif dataclasses.is_dataclass(kind):
         _check_names(value, [field.name for field in dataclasses.fields(kind)], key)
         hints = typing.get_type_hints(kind)
         for name, inner in value.items():
-            _check_fields(inner, hints[name], f"{key}.{name}")
+            check_fields(inner, hints[name], f"{key}.{name}")
 
 
 def _check_complete(name: str, named: Mapping[str, Any], kind: Any, key: str) -> None:

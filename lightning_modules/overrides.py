@@ -14,9 +14,15 @@ from omegaconf import OmegaConf
 from insight.errors import InputError
 from insight.stages import nearest
 from lightning_modules.keys import TOP, check_keys, place_key
+from lightning_modules.settings import ADDED
 
 CONFIGS = str(Path(__file__).resolve().parent.parent / "configs")
-ADDED = ("experiment",)  # groups that are no part of the defaults: +group=option
+
+LAUNCHERS = {
+    "joblib": "extra `sweeps`: pip install hydra-joblib-launcher",
+    "submitit_slurm": "extra `slurm`: pip install hydra-submitit-launcher",
+    "submitit_local": "extra `slurm`: pip install hydra-submitit-launcher",
+}
 
 
 def compose_plain(config_dir: str, overrides: list[str]) -> dict[str, Any]:
@@ -44,6 +50,8 @@ def explain(error: Exception, config_dir: str, words: list[str]) -> Exception:
     wrong_option = re.search(r"Could not find '([\w/]+)/([^'/]+)'.*Available options in '[^']+':\n((?:\t.*\n)+)", text, re.DOTALL)
     if wrong_option:
         group, option, listed = wrong_option.groups()
+        if group == "hydra/launcher" and option in LAUNCHERS:
+            return InputError(f"{group}={option}: needs the {LAUNCHERS[option]}")
         return InputError(f"{group}={option}: no such option{nearest(option, listed.split())}")
     return error
 

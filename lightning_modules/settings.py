@@ -1,12 +1,15 @@
-"""Settings of a run that belong to no class: where it goes, how often it saves, where it is tracked."""
+"""Settings that belong to no class: of a run (where it goes, how often it saves, where it is tracked), and of a sweep over runs."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from insight.errors import InputError
+
+ADDED = ("experiment", "sweep")  # groups of configs/ that are no part of the defaults: +group=option
+Value = int | float | bool | str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,3 +76,62 @@ class Deployment:
     name: str = "flickr"
     bundle: bool = True
     register: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Dimension:
+    """One key that a sweep varies: between ``low`` and ``high``, or among ``choices``.
+
+    Args:
+        key: The key (or group) as on the command line, e.g. ``stages.end_to_end.learning_rate``; ``+key`` adds one.
+        low: Smallest value. Whole numbers for both ends search whole numbers.
+        high: Largest value.
+        log: Search the logarithm: as many trials between 1e-4 and 1e-3 as between 1e-3 and 1e-2.
+        step: Distance of two neighbouring values.
+        choices: The values, instead of ``low`` and ``high``; options of a group are named.
+    """
+
+    key: str
+    low: int | float | None = None
+    high: int | float | None = None
+    log: bool = False
+    step: int | float | None = None
+    choices: list[Value] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassCall:
+    """A class of Optuna.
+
+    Args:
+        class_path: Import path, e.g. ``optuna.pruners.HyperbandPruner``.
+        init_args: Its arguments by name.
+    """
+
+    class_path: str
+    init_args: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A search for the best values of some keys.
+
+    Args:
+        name: Its folder under ``run.output_dir/sweeps``; the same command with the same name goes on.
+        metric: What to improve, e.g. ``val/mean_recall``: of the last stage's best weights, and of every validation on the way there.
+        mode: Whether ``max`` or ``min`` of it is best.
+        num_trials: How many trials in all, pruned ones included; raise it to go on with a finished sweep.
+        seed: Of the sampler. Trial N depends on it and on the trials before alone, so an interrupted sweep ends like any other.
+        sampler: How values are chosen.
+        pruner: Which trials end early. The step of a validation is 1000 times its stage (0, 1, ...) plus its number in the stage.
+        space: The keys that vary, by a name of your own.
+    """
+
+    name: str
+    metric: str = "val/mean_recall"
+    mode: Literal["max", "min"] = "max"
+    num_trials: int = 20
+    seed: int = 0
+    sampler: ClassCall = dataclasses.field(default_factory=lambda: ClassCall("optuna.samplers.TPESampler"))
+    pruner: ClassCall = dataclasses.field(default_factory=lambda: ClassCall("optuna.pruners.MedianPruner"))
+    space: dict[str, Dimension] = dataclasses.field(default_factory=dict)

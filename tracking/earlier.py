@@ -61,14 +61,15 @@ class EarlierRuns(threading.Thread):
 def waiting_runs(output_dir: Path, tracking_uri: str, own: Path) -> list[Path]:
     """Folders of other runs of this store that have something to send, or that no living process will end.
 
-    Folders that hold ``own`` (a sweep's) are left out: this process has their lock, which it would lose by asking for it again.
+    Folders that hold ``own`` (a sweep's) or lie in it (its trials) are left out: this process has, or will have, their lock, which it
+    would lose by asking for it again.
     """
     waiting = set()
     for pattern in JOURNALS:
         for path in output_dir.glob(pattern):
             journal = Journal(path.parent)
             run_dir = journal.run_dir.resolve()  # not twice, by way of `latest`
-            if own.is_relative_to(run_dir) or not path.stat().st_size:
+            if own.is_relative_to(run_dir) or run_dir.is_relative_to(own) or not path.stat().st_size:
                 continue
             unsent = StoreState(journal, tracking_uri).offset < journal.size()
             waits = unsent or not journal.ended() or pending(run_dir, tracking_uri)

@@ -49,7 +49,7 @@ class JournalMLFlowLogger(MLFlowLogger):
         journal_dir: Folder of the journal, RUN/tracking/<key>. An existing journal is gone on with, in the same MLflow run.
         output_dir: Where the default store lies.
         artifact_location: Where a new experiment keeps its files; by default beside a SQLite store, or where the server says.
-        parent_key: Name of the journal folder beside this one that holds the parent run.
+        parent_key: Journal folder of the parent run, relative to the folder that holds this one.
         driven: A TrackedRun writes the params and the final status, so Lightning's ``log_hyperparams`` and ``finalize`` do nothing.
         drain_seconds: How long the end of a run waits at most for the store.
 

@@ -20,7 +20,7 @@ from typing import Any, TextIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from insight.errors import InputError
+from insight.errors import InputError, Pruned
 from tracking import facts
 from tracking.earlier import EarlierRuns
 from tracking.journal import JournalMLFlowLogger, drain
@@ -44,6 +44,7 @@ class TrackedRun:
         output_dir: Where the default store lies.
         artifact_location: See JournalMLFlowLogger.
         drain_seconds: How long ``finish`` waits at most for the store.
+        sweep_dir: Folder of the sweep that the run is a trial of; its MLflow run is then this one's parent.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class TrackedRun:
         output_dir: str | Path = "outputs",
         artifact_location: str | None = None,
         drain_seconds: float = 15.0,
+        sweep_dir: str | Path | None = None,
     ) -> None:
         self.run_dir = Path(run_dir).absolute()
         self.experiment_name = experiment_name
@@ -62,7 +64,8 @@ class TrackedRun:
         self.output_dir = output_dir
         self.artifact_location = artifact_location
         self.drain_seconds = drain_seconds
-        self.logger = self._make_logger(PARENT_KEY, run_name or self.run_dir.name, None)
+        parent = None if sweep_dir is None else os.path.relpath(Path(sweep_dir) / "tracking" / PARENT_KEY, self.run_dir / "tracking")
+        self.logger = self._make_logger(PARENT_KEY, run_name or self.run_dir.name, parent)
         self._stages: dict[str, JournalMLFlowLogger] = {}
         self._unfinished: set[str] = set()
         self._earlier: EarlierRuns | None = None
@@ -174,6 +177,8 @@ class TrackedRun:
             return
         if error is not None and status == "FAILED":
             self._log_text("error.txt", without_password("".join(traceback.format_exception(error))))
+        if isinstance(error, Pruned):
+            self.logger.set_tags({"pruned": str(error)})
         for key in sorted(self._unfinished):
             self._stages[key].set_status(status)
         self._unfinished.clear()
@@ -231,7 +236,7 @@ def status_of(error: BaseException | None) -> str:
         return "FINISHED"
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, KeyboardInterrupt | SIGTERMException):
+        if isinstance(seen, KeyboardInterrupt | SIGTERMException | Pruned):
             return "KILLED"
         seen = seen.__cause__ or seen.__context__
     return "FAILED"

@@ -15,10 +15,10 @@ from omegaconf import OmegaConf
 
 from lightning_modules.drive import run_stages
 from lightning_modules.engine_cli import build
-from lightning_modules.front import HYDRA_ONLY
+from lightning_modules.keys import HYDRA_ONLY
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name not in ("experiment", "recipe", "gates"))
+GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name not in ("experiment", "recipe", "gates", "sweep"))
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONFIGS / group).glob("*.yaml"))]
 

@@ -117,8 +117,9 @@ def test_a_run_that_says_so_is_not_registered(released, deployment, left):
 
 
 def test_a_trial_of_a_sweep_is_not_registered(released):
-    assert run_composed(released, [], full_error=True, trial=True) == 0
-    assert (Path(released["run_dir"]) / "bundle").exists()
+    run_dir, released["run_dir"] = released["run_dir"], None
+    assert run_composed(released, [], full_error=True, trial_dir=run_dir) == 0
+    assert (Path(run_dir) / "bundle").exists()
     assert not open_client(released["tracking"]["tracking_uri"]).search_registered_models()
 
 
