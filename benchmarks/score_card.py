@@ -76,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=RESULT, help="file that is written")
     parser.add_argument("--probes", type=int, default=32)
-    parser.add_argument("--phrases", type=int, default=2, help="marked ones of each picture")
+    parser.add_argument("--phrases", type=int, default=1, help="marked ones of each picture")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each method; the median counts")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()

@@ -111,7 +111,7 @@ def judged(findings: list[Finding], marked: set[str], top: int) -> dict[str, Any
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--top", type=int, default=100, help="findings that are judged, beside the first 20 and all")
     parser.add_argument("--cache", type=Path, default=Path("outputs/cache"), help="where generated pictures are kept")
