@@ -82,8 +82,8 @@ def test_every_experiment_trains_one_step_of_every_stage(experiment, data, flick
         else [f"data.init_args.num_{split}=24" for split in ("train", "val", "test")]
     )
     place = [word if word.startswith("data.init_args.root") else f"+{word}" for word in place]
-    tiny = TINY
-    config = composed(f"+experiment={experiment}", f"data={data}", *place, *tiny, f"data.init_args.cache_dir={scenes_cache}")
+    small = ["stages.single_modality.data.batch_size=8"]
+    config = composed(f"+experiment={experiment}", f"data={data}", *place, *TINY, *small, f"data.init_args.cache_dir={scenes_cache}")
     config |= {"run_dir": str(tmp_path / "run"), "run": {**config["run"], "output_dir": str(tmp_path / "outputs")}}
     assert run_stages(build(config)) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
