@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 from insight.errors import InputError
+from insight.stages import Call
 
 ADDED = ("experiment", "sweep")  # groups of configs/ that are no part of the defaults: +group=option
 Value = int | float | bool | str | None
@@ -100,19 +101,6 @@ class Dimension:
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassCall:
-    """A class of Optuna.
-
-    Args:
-        class_path: Import path, e.g. ``optuna.pruners.HyperbandPruner``.
-        init_args: Its arguments by name.
-    """
-
-    class_path: str
-    init_args: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
 class Sweep:
     """A search for the best values of some keys.
 
@@ -122,8 +110,9 @@ class Sweep:
         mode: Whether ``max`` or ``min`` of it is best.
         num_trials: How many trials in all, pruned ones included; raise it to go on with a finished sweep.
         seed: Of the sampler. Trial N depends on it and on the trials before alone, so an interrupted sweep ends like any other.
-        sampler: How values are chosen.
-        pruner: Which trials end early. The step of a validation is 1000 times its stage (0, 1, ...) plus its number in the stage.
+        sampler: How values are chosen: a class of ``optuna.samplers``, its arguments without the seed.
+        pruner: Which trials end early: a class of ``optuna.pruners``. The step of a validation is 1000 times its stage (0, 1, ...) plus its
+            number in the stage (0, 1, ...).
         space: The keys that vary, by a name of your own.
     """
 
@@ -132,6 +121,6 @@ class Sweep:
     mode: Literal["max", "min"] = "max"
     num_trials: int = 20
     seed: int = 0
-    sampler: ClassCall = dataclasses.field(default_factory=lambda: ClassCall("optuna.samplers.TPESampler"))
-    pruner: ClassCall = dataclasses.field(default_factory=lambda: ClassCall("optuna.pruners.MedianPruner"))
+    sampler: Call = dataclasses.field(default_factory=lambda: Call("optuna.samplers.TPESampler"))
+    pruner: Call = dataclasses.field(default_factory=lambda: Call("optuna.pruners.MedianPruner"))
     space: dict[str, Dimension] = dataclasses.field(default_factory=dict)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from insight.errors import InputError
-from insight.stages import check_arguments, derive_seed, load
-from lightning_modules.settings import ClassCall, Dimension, Sweep, Value
+from insight.stages import Call, check_arguments, derive_seed, load
+from lightning_modules.settings import Dimension, Sweep, Value
 
 if TYPE_CHECKING:
     import optuna
@@ -137,24 +137,24 @@ def import_optuna() -> Any:
     return optuna
 
 
-def bind(call: ClassCall, base: type, key: str, supplied: tuple[str, ...] = ()) -> Callable[..., Any]:
+def bind(call: Call, base: type, key: str, supplied: tuple[str, ...] = ()) -> Callable[..., Any]:
     """A function that makes the object; arguments in ``supplied`` are given to it then.
 
     Raises:
         InputError: no such class, one of another kind, or arguments that it does not take.
     """
-    kind = load(call.class_path, f"{key}.class_path")
+    kind = load(call.function, f"{key}.function")
     if not (isinstance(kind, type) and issubclass(kind, base)):
-        raise InputError(f"{key}.class_path={call.class_path}: must be a {base.__name__} of Optuna")
-    missing = check_arguments(kind, [*call.init_args, *supplied], f"{key}.init_args")
+        raise InputError(f"{key}.function={call.function}: must be a {base.__name__} of Optuna")
+    missing = check_arguments(kind, [*call.arguments, *supplied], f"{key}.arguments")
     if missing:
-        raise InputError(f"{key}.init_args: {kind.__name__} needs {', '.join(missing)}")
+        raise InputError(f"{key}.arguments: {kind.__name__} needs {', '.join(missing)}")
 
     def make(**given: Any) -> Any:
         try:
-            return kind(**call.init_args, **given)
+            return kind(**call.arguments, **given)
         except (TypeError, ValueError) as error:
-            raise InputError(f"{key}: {kind.__name__} cannot be made of {call.init_args}: {error}") from error
+            raise InputError(f"{key}: {kind.__name__} cannot be made of {call.arguments}: {error}") from error
 
     return make
 

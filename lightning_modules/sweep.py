@@ -133,7 +133,7 @@ def conclude(sweep: Sweep, overrides: list[str], folder: Path, rows: list[TrialR
     if best is None:
         raise InputError(
             f"sweep {sweep.name}: none of {len(rows)} trials was finished ({sum(row.state == 'pruned' for row in rows)} pruned): let "
-            "sweep.pruner wait longer, e.g. +sweep.pruner.init_args.n_startup_trials=5, with another sweep.name"
+            "sweep.pruner wait longer, e.g. sweep.pruner.arguments.n_startup_trials=5, with another sweep.name"
         )
     say(f"best:      trial {best.number}, {sweep.metric} {best.value:.4f}\ntrain it:  {train_command(overrides, sweep, best)}")
     return 0
@@ -201,7 +201,7 @@ def freeze(folder: Path, sweep: Sweep, first: EngineCLI) -> None:
     if path.exists():
         old = yaml.safe_load(path.read_text())
         before = {**old, "sweep": {**old["sweep"], "num_trials": sweep.num_trials}}  # more trials are no other sweep
-        changed = differences(before, yaml.safe_load(yaml.safe_dump(definition)))
+        changed = differences(before, yaml.safe_load(yaml.safe_dump(definition, sort_keys=False)))
         if changed:
             listed = "\n  ".join(changed[:20])
             raise InputError(f"{folder} holds another sweep (its value -> the one asked for):\n  {listed}\nset another sweep.name")

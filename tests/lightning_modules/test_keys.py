@@ -17,7 +17,7 @@ from insight.stages import Call, LossTerm, Stage, StageData
 from lightning_modules.engine_cli import build
 from lightning_modules.groups import NOT_CHOSEN, describe_groups, first_comment, top_keys
 from lightning_modules.overrides import CONFIGS, compose_plain, explain
-from lightning_modules.settings import Deployment, RunSettings, Tracking
+from lightning_modules.settings import Deployment, Dimension, RunSettings, Sweep, Tracking
 
 ROOT = Path(CONFIGS).parent
 
@@ -38,6 +38,8 @@ ROOT = Path(CONFIGS).parent
         (["stages.end_to_ed.epochs=3"], "stages.end_to_ed: lacks train, losses; did you mean 'end_to_end'?"),
         (["stages.end_to_end.losses.matchng.weight=2"], "stages.end_to_end.losses.matchng: lacks function; did you mean 'matching'?"),
         (["paths.otputs=x"], "paths.otputs: no such key; did you mean 'outputs'?"),
+        (["+sweep=rate"], "sweep=rate: no such option; did you mean 'rates'?"),
+        (["sweep=rates"], "sweep: is added with a plus: +sweep=..."),
         (["hydra/launcher=jobli"], "hydra/launcher=jobli: no such option; did you mean 'joblib'?"),
         (["a b"], "'a b': not understood; a word is key=value, group=option, +key=value to add or ~key to delete"),
     ],
@@ -96,7 +98,8 @@ def test_help_lists_every_group_option_and_key_with_a_line_of_its_own():
             assert re.search(rf"^    {path.stem} +\w", shown, re.MULTILINE), path.stem
     top = set(compose_plain(CONFIGS, [])) - {"run", "tracking", "data", "model", "stages", "trainer", "callbacks", "deployment"}
     assert set(top_keys(ROOT / "configs" / "train.yaml")) >= top
-    for prefix, kind in (("run", RunSettings), ("tracking", Tracking), ("deployment", Deployment)):
+    sections = {"run": RunSettings, "tracking": Tracking, "deployment": Deployment, "sweep": Sweep, "sweep.space.NAME": Dimension}
+    for prefix, kind in sections.items():
         for field in dataclasses.fields(kind):
             assert re.search(rf"^    {prefix}\.{field.name} +\w", shown, re.MULTILINE), field.name
 
@@ -109,7 +112,9 @@ def shipped_classes() -> list[type]:
 
 
 @pytest.mark.parametrize(
-    "kind", [RunSettings, Tracking, Deployment, Stage, StageData, LossTerm, Call, *shipped_classes()], ids=lambda kind: kind.__name__
+    "kind",
+    [RunSettings, Tracking, Deployment, Sweep, Dimension, Stage, StageData, LossTerm, Call, *shipped_classes()],
+    ids=lambda kind: kind.__name__,
 )
 def test_every_key_that_can_be_given_has_help(kind):
     described = {one.arg_name: one.description for one in parse(f"{kind.__doc__ or ''}\n{kind.__init__.__doc__ or ''}").params}
