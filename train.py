@@ -17,11 +17,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from insight.errors import TrialFailed, report
+
 exit_code = 0
-
-
-class TrialFailed(Exception):
-    """A trial of a multirun has ended with the exit code ``args[0]``, and said why. Hydra raises this after the other trials."""
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
@@ -50,7 +48,6 @@ if __name__ == "__main__":
     try:
         compose_and_run()
     except (HydraException, OmegaConfBaseException) as error:
-        from insight.errors import report
         from lightning_modules.overrides import CONFIGS, explain
 
         exit_code = report(error if FULL_ERROR else explain(error, CONFIGS, sys.argv[1:]), FULL_ERROR)

@@ -17,6 +17,10 @@ class Pruned(RuntimeError):
     """A trial of a sweep is ended early, on purpose: others were better by then."""
 
 
+class TrialFailed(Exception):
+    """A trial of Hydra's multirun has ended with the exit code ``args[0]``, and said why. Hydra raises it after the other trials."""
+
+
 def report(error: Exception, full: bool) -> int:
     """Print one message, or with ``full`` raise, so that the traceback shows. Returns the exit code: 2 = the user's to mend."""
     if full:

@@ -37,18 +37,13 @@ class TrialRow(NamedTuple):
 
 
 class SweepStudy:
-    """The study in ``folder/study.jsonl``; whoever opens it holds the folder's lock.
-
-    Raises:
-        InputError: Optuna is not installed, or the sampler or pruner cannot be made.
-    """
+    """The study in ``folder/study.jsonl``; whoever opens it holds the folder's lock, and has called ``check_classes``."""
 
     def __init__(self, sweep: Sweep, folder: Path) -> None:
-        optuna = import_optuna()
+        import optuna
+
         self.sweep = sweep
-        self._make_sampler = bind(sweep.sampler, optuna.samplers.BaseSampler, "sweep.sampler", supplied=("seed",))
-        pruner = bind(sweep.pruner, optuna.pruners.BasePruner, "sweep.pruner")()
-        sampler = self._make_sampler(seed=sweep.seed)
+        self._make_sampler, make_pruner = check_classes(sweep)
         folder.mkdir(parents=True, exist_ok=True)
         cut_torn_line(folder / STUDY)
         lock: Any = HeldAlready()
@@ -57,8 +52,8 @@ class SweepStudy:
             storage=optuna.storages.JournalStorage(backend),
             study_name=sweep.name,
             direction={"max": "maximize", "min": "minimize"}[sweep.mode],
-            sampler=sampler,
-            pruner=pruner,
+            sampler=self._make_sampler(seed=sweep.seed),
+            pruner=make_pruner(),
             load_if_exists=True,
         )
 
@@ -124,17 +119,22 @@ def best_row(rows: list[TrialRow], mode: str) -> TrialRow | None:
     return min(complete, key=lambda row: (sign * (row.value or 0.0), row.number), default=None)
 
 
-def import_optuna() -> Any:
-    """
+def check_classes(sweep: Sweep) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """What makes the sampler (of a seed) and the pruner.
+
     Raises:
-        InputError: it is not installed; names the extra.
+        InputError: Optuna is not installed, or one of them cannot be made.
     """
     try:
         import optuna
     except ImportError as error:
         raise InputError(MISSING) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna
+    make_sampler = bind(sweep.sampler, optuna.samplers.BaseSampler, "sweep.sampler", supplied=("seed",))
+    make_pruner = bind(sweep.pruner, optuna.pruners.BasePruner, "sweep.pruner")
+    make_sampler(seed=sweep.seed)
+    make_pruner()
+    return make_sampler, make_pruner
 
 
 def bind(call: Call, base: type, key: str, supplied: tuple[str, ...] = ()) -> Callable[..., Any]:

@@ -26,7 +26,7 @@ from lightning_modules.keys import HYDRA_ONLY, check_keys
 from lightning_modules.overrides import CONFIGS, compose_plain, explain
 from lightning_modules.settings import Sweep, Value
 from lightning_modules.space import ends, read_sweep, word
-from lightning_modules.study import SweepStudy, TrialRow, best_row, import_optuna
+from lightning_modules.study import SweepStudy, TrialRow, best_row, check_classes
 from lightning_modules.trials import draw_trials, is_sweep_word, train_command, trial_facts, trial_table, trial_words
 from tracking.run import RunLock, TrackedRun, status_of
 
@@ -46,7 +46,7 @@ def run_sweep(composed: dict[str, Any], overrides: list[str]) -> int:
         TrainingFailure: several trials in a row failed.
     """
     sweep = read_sweep(composed["sweep"])
-    import_optuna()
+    check_classes(sweep)
     if composed["run_dir"] is not None:
         raise InputError(f"run_dir={composed['run_dir']}: a sweep's folder is run.output_dir/sweeps/NAME; leave it out, set sweep.name")
     check_space(sweep, overrides)

@@ -120,6 +120,19 @@ def test_a_sweep_that_holds_this_run_is_left_alone(tmp_path, store):
     assert not Journal(sweep / "tracking" / "run").ended()
 
 
+def test_a_sweep_that_goes_on_leaves_its_killed_trial_alone_and_holds_its_run(tmp_path, store, client):
+    sweep_dir = tmp_path / "out" / "sweeps" / "rates"
+    killed = write_run(sweep_dir / "0", store, None)
+    sweep = TrackedRun(sweep_dir, "tests", tracking_uri=store, output_dir=tmp_path / "out")
+    sweep.start({})
+    trial = TrackedRun(sweep_dir / "1", "tests", tracking_uri=store, output_dir=tmp_path / "out", sweep_dir=sweep_dir)
+    trial.logger.open()
+    trial.finish("FINISHED")
+    sweep.finish("FINISHED")
+    assert not Journal(killed / "tracking" / "run").ended()  # the sweep takes its lock when it goes on with it
+    assert client.get_run(trial.run_id).data.tags["mlflow.parentRunId"] == sweep.run_id
+
+
 @pytest.mark.parametrize("length", [10, 70_000, 200_000])
 def test_the_last_record_is_found_from_the_end_of_a_journal_also_past_a_torn_line(tmp_path, length):
     journal = Journal(tmp_path)
