@@ -75,6 +75,13 @@ def rates(data: str, arm: str, factor: float) -> list[str]:
     return overrides
 
 
+def command_of(arguments: argparse.Namespace) -> str:
+    """What to type for these figures, without the places of this machine."""
+    listed = {"data": [arguments.data], "arms": arguments.arms, "seeds": arguments.seeds, "factors": arguments.factors}
+    words = [f"--{name} {' '.join(map(str, values))}" for name, values in listed.items()]
+    return " ".join(["python -m benchmarks.stages", *words, *(["--root PATH"] if arguments.root else [])])
+
+
 def final_recall(summary: dict) -> float:
     return summary["stages"][-1]["metrics"]["val/mean_recall"]
 
@@ -103,7 +110,7 @@ def main() -> None:
         jobs = [(arm, seed) for seed in arguments.seeds for arm in arguments.arms]
         runs = dict(zip(jobs, pool.map(lambda job: started(job[0], job[1], best[job[0]]), jobs), strict=True))
     report: dict = {
-        "command": " ".join(["python -m benchmarks.stages", *sys.argv[1:]]),
+        "command": command_of(arguments),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {arguments.threads} thread(s) a run, {arguments.parallel} at a time",
         "seeds": arguments.seeds,
         "tuning": {f"{arm} x{factor:g}": final_recall(tried[arm, factor]) for arm, factor in trials},
