@@ -27,8 +27,8 @@ $(STAMP): requirements.lock pyproject.toml
 train: $(STAMP) ## train the three stages on the generated set; ARGS="key=value ..." changes keys
 	.venv/bin/python train.py +experiment=flickr_multistage $(ARGS)
 
-test: $(STAMP) ## run the tests; ARGS="-k name" chooses
-	.venv/bin/python -m pytest $(ARGS)
+test: $(STAMP) ## run the tests, several at a time; ARGS="-k name" chooses
+	.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: $(STAMP) ## lint, format, types, import contracts
 	.venv/bin/ruff check .

@@ -40,7 +40,7 @@ SHOWN = {
 }
 
 
-def run(arguments: argparse.Namespace, arm: str, seed: int, factor: float) -> dict:
+def run(arguments: argparse.Namespace, arm: str, seed: int, factor: float, factor_overrides: list[str]) -> dict:
     """One finished run's summary, from its folder where it exists."""
     folder = Path(arguments.work) / f"{arguments.data}-{arm}-seed{seed}-rate{factor:g}"
     if not (folder / "summary.json").exists():
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace, arm: str, seed: int, factor: float) -> di
         ]
         command += [f"run_dir={folder}", "tracking.enabled=false", "trainer=cpu", "~callbacks.attention_maps", "~callbacks.canary"]
         command += [f"data.init_args.root={arguments.root}"] if arguments.root else []
-        command += rates(arguments.data, arm, factor)
+        command += factor_overrides
         command += arguments.override
         environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "MKL_NUM_THREADS": str(arguments.threads)}
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,9 +70,16 @@ def rates(data: str, arm: str, factor: float) -> list[str]:
     overrides = []
     for name, stage in stages.items():
         overrides.append(f"stages.{name}.learning_rate={stage.learning_rate * factor}")
-        parts = ", ".join(f"'{pattern}': {rate * factor}" for pattern, rate in stage.get("learning_rates", {}).items())
-        overrides += [f"++stages.{name}.learning_rates={{{parts}}}"] if parts else []
+        parts = ", ".join(f"{pattern}: {rate * factor}" for pattern, rate in stage.get("learning_rates", {}).items())
+        overrides += [f"stages.{name}.learning_rates={{{parts}}}"] if parts else []
     return overrides
+
+
+def command_of(arguments: argparse.Namespace) -> str:
+    """What to type for these figures, without the places of this machine."""
+    listed = {"data": [arguments.data], "arms": arguments.arms, "seeds": arguments.seeds, "factors": arguments.factors}
+    words = [f"--{name} {' '.join(map(str, values))}" for name, values in listed.items()]
+    return " ".join(["python -m benchmarks.stages", *words, *(["--root PATH"] if arguments.root else [])])
 
 
 def final_recall(summary: dict) -> float:
@@ -83,6 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=["scenes", "flickr30k"], default="scenes")
     parser.add_argument("--root", help="folder of Flickr30k, for --data flickr30k")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="configs/stages to compare")
     parser.add_argument("--work", default="outputs/benchmark_stages", help="where the runs are kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--factors", type=float, nargs="+", default=[1.0, 2.0], help="tried on all learning rates of an arm")
@@ -90,21 +98,26 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, default=2, help="runs at the same time")
     parser.add_argument("--override", nargs="*", default=[], help="further key=value for every run")
     arguments = parser.parse_args()
+    trials = [(arm, factor) for factor in arguments.factors for arm in arguments.arms]
+    overrides = {(arm, factor): rates(arguments.data, arm, factor) for arm, factor in trials}
+
+    def started(arm: str, seed: int, factor: float) -> dict:
+        return run(arguments, arm, seed, factor, overrides[arm, factor])
+
     with ThreadPoolExecutor(arguments.parallel) as pool:
-        trials = [(arm, factor) for factor in arguments.factors for arm in ARMS]
-        tried = dict(zip(trials, pool.map(lambda trial: run(arguments, trial[0], arguments.seeds[0], trial[1]), trials), strict=True))
-        best = {arm: max(arguments.factors, key=lambda factor, arm=arm: final_recall(tried[arm, factor])) for arm in ARMS}
-        jobs = [(arm, seed) for seed in arguments.seeds for arm in ARMS]
-        runs = dict(zip(jobs, pool.map(lambda job: run(arguments, job[0], job[1], best[job[0]]), jobs), strict=True))
+        tried = dict(zip(trials, pool.map(lambda trial: started(trial[0], arguments.seeds[0], trial[1]), trials), strict=True))
+        best = {arm: max(arguments.factors, key=lambda factor, arm=arm: final_recall(tried[arm, factor])) for arm in arguments.arms}
+        jobs = [(arm, seed) for seed in arguments.seeds for arm in arguments.arms]
+        runs = dict(zip(jobs, pool.map(lambda job: started(job[0], job[1], best[job[0]]), jobs), strict=True))
     report: dict = {
-        "command": " ".join(["python -m benchmarks.stages", *sys.argv[1:]]),
+        "command": command_of(arguments),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {arguments.threads} thread(s) a run, {arguments.parallel} at a time",
         "seeds": arguments.seeds,
         "tuning": {f"{arm} x{factor:g}": final_recall(tried[arm, factor]) for arm, factor in trials},
         "rate_factor": best,
         "arms": {},
     }
-    for arm in ARMS:
+    for arm in arguments.arms:
         summaries = [runs[arm, seed] for seed in arguments.seeds]
         seconds = [sum(stage["cpu_seconds"] for stage in summary["stages"]) for summary in summaries]
         figures = {name: [summary["test"][name] for summary in summaries] for name in SHOWN if name in summaries[0]["test"]}
@@ -124,15 +137,16 @@ def spread(values: list[float]) -> str:
 
 def table(report: dict) -> str:
     """The report as a Markdown table."""
-    names = [name for name in SHOWN if name in report["arms"][ARMS[0]]["test"]]
-    lines = ["| | " + " | ".join(ARMS) + " |", "|---|" + "---|" * len(ARMS)]
-    lines += [f"| {SHOWN[name]} | " + " | ".join(spread(report["arms"][arm]["test"][name]) for arm in ARMS) + " |" for name in names]
+    arms = list(report["arms"])
+    names = [name for name in SHOWN if name in next(iter(report["arms"].values()))["test"]]
+    lines = ["| | " + " | ".join(arms) + " |", "|---|" + "---|" * len(arms)]
+    lines += [f"| {SHOWN[name]} | " + " | ".join(spread(report["arms"][arm]["test"][name]) for arm in arms) + " |" for name in names]
     lines.append(
         "| CPU-seconds of training and validation | "
-        + " | ".join(f"{statistics.mean(report['arms'][arm]['cpu_seconds']):.0f}" for arm in ARMS)
+        + " | ".join(f"{statistics.mean(report['arms'][arm]['cpu_seconds']):.0f}" for arm in arms)
         + " |"
     )
-    for arm in ARMS:
+    for arm in arms:
         reached = ", ".join(f"{stage['name']} {spread(stage['val/mean_recall'])}" for stage in report["arms"][arm]["after_each_stage"])
         lines.append(f"\n{arm}, validation mean recall after each stage: {reached}")
     return "\n".join(lines)

@@ -153,6 +153,17 @@ def masked_language_modelling(masked_logits: Tensor, masked_targets: Tensor, mas
     return loss / masked_count.clamp(min=1)
 
 
+def text_masked_language_modelling(text_masked_logits: Tensor, text_masked_targets: Tensor, text_masked_count: Tensor) -> Tensor:
+    """Name the hidden words from the words around them alone: https://arxiv.org/abs/1810.04805, section 3.1.
+
+    Args:
+        text_masked_logits: (C, P, V)
+        text_masked_targets: (C, P) int64, ``IGNORED`` where there is nothing to name.
+        text_masked_count: (), hidden words of the whole batch divided by the number of devices.
+    """
+    return masked_language_modelling(text_masked_logits, text_masked_targets, text_masked_count)
+
+
 def decorrelation(image_embedding: Tensor, text_embedding: Tensor) -> Tensor:
     """Dimensions of an embedding should say different things: the covariance term of https://arxiv.org/abs/2105.04906, summed over both.
 

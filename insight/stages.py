@@ -70,7 +70,8 @@ class Stage:
 
     Args:
         epochs: Passes over the training split (the most, when ``patience`` is set).
-        train: Patterns over parameter names, e.g. ``model.image.*``; what matches none is frozen. One that matches nothing is an error.
+        train: Patterns over parameter names, e.g. ``model.image.*``; what matches none is frozen, and so is what
+            ``!model.word_head.*`` takes out again. A pattern that matches nothing is an error.
         losses: Terms of the loss by name.
         learning_rate: Rate of what no pattern of ``learning_rates`` names.
         learning_rates: Pattern over parameter names -> its own rate; the first that matches counts.
@@ -132,20 +133,21 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def matching(patterns: Iterable[str], names: Iterable[str], key: str) -> set[str]:
-    """Names that match any pattern (shell style, whole name).
+    """Names that match any pattern (shell style, whole name) and none that begins with ``!``.
 
     Raises:
         InputError: a pattern matches nothing. It names ``key``, the pattern and the modules that exist.
     """
     names = list(names)
     found: set[str] = set()
+    taken_out: set[str] = set()
     for pattern in patterns:
-        hits = fnmatch.filter(names, pattern)
+        hits = fnmatch.filter(names, pattern.removeprefix("!"))
         if not hits:
             modules = {".".join(name.split(".")[:depth]) + ".*" for name in names for depth in (1, 2) if name.count(".") >= depth}
             raise InputError(f"{key}: the pattern '{pattern}' matches no parameter{nearest(pattern, modules | {'*'})}")
-        found.update(hits)
-    return found
+        (taken_out if pattern.startswith("!") else found).update(hits)
+    return found - taken_out
 
 
 def load(path: str, key: str) -> Callable[..., Any]:

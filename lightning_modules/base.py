@@ -70,10 +70,17 @@ class ImageTextModule(L.LightningModule):
             model.to(self.device)
 
     # --- steps ---
+    def quantities_of(self, batch: ImageTextBatch, generator: torch.Generator) -> Quantities:
+        return self.quantities(self.model, batch, generator, self._before)
+
+    @property
+    def _before(self) -> MultiModalTransformer | None:
+        """The model as the stage before left it, where a loss of this stage needs it."""
+        return self._previous[0] if self._previous else None
+
     def loss_terms(self, batch: ImageTextBatch, seed: int, training: bool) -> dict[str, Tensor]:
         """Weighted terms by name. In evaluation there is no second view, so terms over two views are left out."""
-        generator = torch.Generator().manual_seed(seed)
-        values = self.quantities(self.model, batch, generator, self._previous[0] if self._previous else None)
+        values = self.quantities_of(batch, torch.Generator().manual_seed(seed))
         return {
             name: term.weight * function(**{need: getattr(values, need) for need in needed}, **term.arguments)
             for name, (function, term, needed) in self._losses.items()

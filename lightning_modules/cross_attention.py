@@ -36,6 +36,7 @@ class CrossAttentionModule(ImageTextModule):
         dropout: Dropout in the blocks.
         fusion_depth: Blocks in which text reads the image.
         rerank_top_k: Candidates of each query that the matching head re-orders in the test; 0 = no re-ranking.
+        fuse_every: In training the fusion reads every n-th picture of a batch; 1 = all.
     """
 
     quantities = CrossAttentionQuantities
@@ -55,9 +56,12 @@ class CrossAttentionModule(ImageTextModule):
         dropout: float = 0.0,
         fusion_depth: int = 2,
         rerank_top_k: int = 16,
+        fuse_every: int = 1,
     ) -> None:
         if rerank_top_k < 0:
             raise InputError(f"model.init_args.rerank_top_k={rerank_top_k}: must be 0 (none) or more")
+        if fuse_every < 1:
+            raise InputError(f"model.init_args.fuse_every={fuse_every}: must be 1 (every picture) or more")
         super().__init__(
             CrossAttentionMultiModalTransformer(
                 vocab_size,
@@ -73,7 +77,10 @@ class CrossAttentionModule(ImageTextModule):
                 fusion_depth=fusion_depth,
             )
         )
-        self.rerank_top_k = rerank_top_k
+        self.rerank_top_k, self.fuse_every = rerank_top_k, fuse_every
+
+    def quantities_of(self, batch: ImageTextBatch, generator: torch.Generator) -> CrossAttentionQuantities:
+        return CrossAttentionQuantities(self.model, batch, generator, self._before, self.fuse_every)
 
     def on_test_epoch_start(self) -> None:
         super().on_test_epoch_start()

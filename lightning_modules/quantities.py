@@ -129,18 +129,39 @@ class Quantities:
 
 
 class CrossAttentionQuantities(Quantities):
-    """Adds what the fusion layers compute. They are the dear part, so they read one caption of each picture: the first one of the batch.
+    """Adds what the fusion layers compute. They are the dear part, so they read one caption of each picture, the first one of the batch,
+    and may read every n-th picture only: F pictures on this device.
 
-    Matched are each caption with its own picture, each with a hard other picture, and each picture with a hard other caption.
+    Matched are each caption with its own picture, each with a hard other picture, and each picture with a hard other caption. The others
+    are found among all pictures of the batch.
+
+    Args:
+        fuse_every: n.
     """
 
     _model: CrossAttentionMultiModalTransformer
+
+    def __init__(
+        self,
+        model: CrossAttentionMultiModalTransformer,
+        batch: ImageTextBatch,
+        generator: torch.Generator,
+        previous: MultiModalTransformer | None = None,
+        fuse_every: int = 1,
+    ) -> None:
+        super().__init__(model, batch, generator, previous)
+        self._fuse_every = fuse_every
 
     @cached_property
     def _first(self) -> Tensor:
         """(B,): row of each picture's first caption, on this device."""
         batch = self._batch
         return torch.searchsorted(batch.caption_row, torch.arange(len(batch.image_id), device=batch.caption_row.device))
+
+    @cached_property
+    def _fused(self) -> Tensor:
+        """(F,): rows of the pictures that are fused, on this device."""
+        return torch.arange(0, len(self._batch.image_id), self._fuse_every, device=self._batch.image_id.device)
 
     @cached_property
     def _pairs(self) -> tuple[Tensor, Tensor]:
@@ -155,18 +176,19 @@ class CrossAttentionQuantities(Quantities):
             similarity_BB = self.image_embedding @ text_BE.T * self.scale
             positives_BB = self.image_id[:, None] == self.image_id[None, :]
             caption_of_image_B, image_of_caption_B = hard_negatives(similarity_BB, positives_BB, self._generator)
-        own_B = torch.arange(rank() * own, (rank() + 1) * own, device=mask_BT.device)
-        caption_of_image_B, image_of_caption_B = caption_of_image_B[own_B], image_of_caption_B[own_B]
-        some_B = caption_of_image_B != NO_NEGATIVE  # all are, but for a batch of one picture
+        own_F = rank() * own + self._fused
+        caption_of_image_F, image_of_caption_F = caption_of_image_B[own_F], image_of_caption_B[own_F]
+        some_F = caption_of_image_F != NO_NEGATIVE  # all are, but for a batch of one picture
         all_text_BTD, all_mask_BT = gather(tokens_BTD), gather(mask_BT)
+        tokens_FTD, mask_FT = tokens_BTD[self._fused], mask_BT[self._fused]
         logits_M2 = self._model.match(
-            torch.cat([tokens_BTD, tokens_BTD[some_B], all_text_BTD[caption_of_image_B[some_B]]]),
-            torch.cat([mask_BT, mask_BT[some_B], all_mask_BT[caption_of_image_B[some_B]]]),
+            torch.cat([tokens_FTD, tokens_FTD[some_F], all_text_BTD[caption_of_image_F[some_F]]]),
+            torch.cat([mask_FT, mask_FT[some_F], all_mask_BT[caption_of_image_F[some_F]]]),
             gather(self._image.tokens),
-            image_row_C=torch.cat([own_B, image_of_caption_B[some_B], own_B[some_B]]),
+            image_row_C=torch.cat([own_F, image_of_caption_F[some_F], own_F[some_F]]),
         )
         targets_M = torch.zeros(len(logits_M2), dtype=torch.int64, device=logits_M2.device)
-        targets_M[:own] = 1
+        targets_M[: len(own_F)] = 1
         return logits_M2, targets_M
 
     @cached_property
@@ -180,27 +202,51 @@ class CrossAttentionQuantities(Quantities):
         return self._pairs[1]
 
     @cached_property
+    def _lots(self) -> Tensor:
+        """(B, T): which places of each picture's captions are hidden; equal for every number of devices."""
+        own, context_length = len(self._batch.image_id), self._model.text.embedding.context_length
+        lots = torch.rand(own * world_size(), context_length, generator=self._generator)
+        return lots[rank() * own :][:own, : self._batch.tokens.shape[1]].to(self._batch.tokens.device)
+
+    @cached_property
     def _hidden(self) -> HiddenWords:
-        """The first captions with a quarter of their words hidden, by lot; equal for every number of devices."""
-        tokens_BT = self._batch.tokens[self._first]
-        own, context_length = len(tokens_BT), self._model.text.embedding.context_length
-        scores = torch.rand(own * world_size(), context_length, generator=self._generator)
-        scores_BT = scores[rank() * own :][:own, : tokens_BT.shape[1]]
-        return hide_words(tokens_BT, scores_BT.to(tokens_BT.device))
+        """The fused captions with a quarter of their words hidden."""
+        return hide_words(self._batch.tokens[self._first[self._fused]], self._lots[self._fused])
 
     @cached_property
     def masked_logits(self) -> Tensor:
-        """(B, P, V): what stands at the hidden places of this device's captions."""
-        mask_BT, hidden = self._batch.token_mask[self._first], self._hidden
-        text_BTD = self._model.encode_text(hidden.tokens, mask_BT).tokens
-        return self._model.name_words(self._model.fuse(text_BTD, mask_BT, self._image.tokens), hidden.position)
+        """(F, P, V): what stands at the hidden places of this device's captions."""
+        mask_FT, hidden = self._batch.token_mask[self._first[self._fused]], self._hidden
+        text_FTD = self._model.encode_text(hidden.tokens, mask_FT).tokens
+        return self._model.name_words(self._model.fuse(text_FTD, mask_FT, self._image.tokens[self._fused]), hidden.position)
 
     @cached_property
     def masked_targets(self) -> Tensor:
-        """(B, P)"""
+        """(F, P)"""
         return self._hidden.target
 
     @cached_property
     def masked_count(self) -> Tensor:
         """(): hidden words of all devices divided by the number of devices."""
         return gather((self.masked_targets != IGNORED).sum()[None]).sum() / world_size()
+
+    @cached_property
+    def _hidden_alone(self) -> HiddenWords:
+        """All captions with a quarter of their words hidden."""
+        return hide_words(self._batch.tokens, self._lots[self._batch.caption_row])
+
+    @cached_property
+    def text_masked_logits(self) -> Tensor:
+        """(C, P, V): what stands at the hidden places of this device's captions, by the text tower alone."""
+        hidden = self._hidden_alone
+        return self._model.name_words(self._model.encode_text(hidden.tokens, self._batch.token_mask).tokens, hidden.position)
+
+    @cached_property
+    def text_masked_targets(self) -> Tensor:
+        """(C, P)"""
+        return self._hidden_alone.target
+
+    @cached_property
+    def text_masked_count(self) -> Tensor:
+        """(): hidden words of all devices divided by the number of devices."""
+        return gather((self.text_masked_targets != IGNORED).sum()[None]).sum() / world_size()

@@ -41,17 +41,18 @@ class SweepStudy:
 
     def __init__(self, sweep: Sweep, folder: Path) -> None:
         import optuna
+        from optuna.storages.journal import JournalFileBackend
 
         self.sweep = sweep
         self._make_sampler, make_pruner = check_classes(sweep)
         folder.mkdir(parents=True, exist_ok=True)
         cut_torn_line(folder / STUDY)
         lock: Any = HeldAlready()
-        backend = optuna.storages.journal.JournalFileBackend(str(folder / STUDY), lock_obj=lock)
+        backend = JournalFileBackend(str(folder / STUDY), lock_obj=lock)
         self.study = optuna.create_study(
             storage=optuna.storages.JournalStorage(backend),
             study_name=sweep.name,
-            direction={"max": "maximize", "min": "minimize"}[sweep.mode],
+            direction="maximize" if sweep.mode == "max" else "minimize",
             sampler=self._make_sampler(seed=sweep.seed),
             pruner=make_pruner(),
             load_if_exists=True,

@@ -230,6 +230,11 @@ class JournalMLFlowLogger(MLFlowLogger):
             }
             self.journal.append("open", fields)
             self.opened = True
+        self.ship()
+
+    @rank_zero_only
+    def ship(self) -> None:
+        """Send what the journal holds, in the background, without writing to it."""
         if self._shipper is None:
             self._shipper = Shipper(self.sender, self.store_warned)
             self._shipper.start()

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from insight.chart import Line, line_chart
 from insight.comparison import MEAN_RECALL, RECALLS, Figure, telling_queries
 from insight.errors import InputError
 from insight.metrics import DIRECTIONS
 from insight.query_ranks import QueryRanks
-from tracking.chart import Line, line_chart
 from tracking.past import PastRun
 from tracking.reproduce import Difference
 

@@ -118,16 +118,14 @@ class TrackedRun:
                 self._log_text(f"git{suffix}.diff", git.diff)
         for path in artifacts:
             self.logger.log_artifact(path)
+        self._ship_stages_before()
         self._earlier = EarlierRuns(self.output_dir, self.logger.tracking_uri, self.run_dir)
         self._earlier.start()
 
     def stage_logger(self, index: int, name: str) -> JournalMLFlowLogger:
         """The logger of stage ``index`` (from 0), nested under the parent; hand it to that stage's Trainer."""
         key = f"{index + 1:02d}-{name}"
-        if key not in self._stages:
-            self._stages[key] = self._make_logger(key, key, PARENT_KEY)
-            self._stages[key].store_warned = self.logger.store_warned
-        stage = self._stages[key]
+        stage = self._stage(key)
         self.logger.open()  # a child is made under its parent, so the parent's journal must begin first
         stage.open()
         self._unfinished.add(key)
@@ -192,6 +190,19 @@ class TrackedRun:
             self._earlier.stop(max(0.0, self.drain_seconds - (time.monotonic() - started)))
         for each in loggers:
             each.journal.close()
+
+    def _ship_stages_before(self) -> None:
+        """A stage that ended just before the process was killed may not have arrived, and no later stage would send it."""
+        for path in sorted((self.run_dir / "tracking").glob("*/journal.jsonl")):
+            key = path.parent.name
+            if key != PARENT_KEY and path.stat().st_size and (stage := self._stage(key)).sender.records_left():
+                stage.ship()
+
+    def _stage(self, key: str) -> JournalMLFlowLogger:
+        if key not in self._stages:
+            self._stages[key] = self._make_logger(key, key, PARENT_KEY)
+            self._stages[key].store_warned = self.logger.store_warned
+        return self._stages[key]
 
     def _make_logger(self, key: str, name: str, parent_key: str | None) -> JournalMLFlowLogger:
         return JournalMLFlowLogger(

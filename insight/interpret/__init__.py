@@ -1,1 +1,1 @@
-"""What a model looks at: record, rollout, draw."""
+"""Why a model gives the score that it gives: explain, judge, record, draw."""

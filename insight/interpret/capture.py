@@ -5,13 +5,12 @@ B examples, H heads, T text tokens, N image tokens (row 0 = class token).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from insight.data.batch import ImageTextBatch
 from insight.data.images import denormalise
@@ -19,10 +18,11 @@ from insight.errors import InputError
 from insight.interpret.maps import BoxedPhrase, Example, WordSpan
 from insight.interpret.record import attention_layers, record_attention, unknown_layer
 from insight.interpret.rollout import rollout
+from insight.interpret.untouched import evaluating
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.models.multimodal import MultiModalTransformer
 
-LARGEST_PICTURE = 192  # pixels a side
+LARGEST_PICTURE = 144  # pixels a side
 
 
 def image_layers(model: MultiModalTransformer) -> list[str]:
@@ -48,19 +48,6 @@ def shown_layers(model: MultiModalTransformer, layers: Collection[str] | None) -
     return tuple(found)
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, without gradients; every module's own mode is restored."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def capture(model: MultiModalTransformer, image_B3HW: Tensor, tokens_BT: Tensor, mask_BT: Tensor) -> dict[str, np.ndarray]:
     """One pass over B pictures with a caption each; the model is left as it was found. The most wanted arrays come first."""
     if len(image_B3HW) != len(tokens_BT):
@@ -78,14 +65,14 @@ def capture(model: MultiModalTransformer, image_B3HW: Tensor, tokens_BT: Tensor,
     found.update({f"words/{name}": maps[name].mean(dim=1) for name in reversed(crossings)})
     found.update({f"heads/{name}": maps[name] for name in reversed(crossings)})
     arrays = {name: tensor.half().cpu().numpy() for name, tensor in found.items()}
-    return {"picture": _picture(image_B3HW).cpu().numpy(), **arrays}
+    return {"picture": shown_pictures(image_B3HW).cpu().numpy(), **arrays}
 
 
-def _picture(image_B3HW: Tensor) -> Tensor:
-    """(B, height, width, 3) uint8, at most 192 pixels a side: enough to draw on, small enough to keep."""
+def shown_pictures(image_B3HW: Tensor, largest: int = LARGEST_PICTURE) -> Tensor:
+    """(B, height, width, 3) uint8, at most ``largest`` pixels a side: enough to draw on, small enough to keep."""
     picture_B3HW = denormalise(image_B3HW.float())
-    if picture_B3HW.shape[-1] > LARGEST_PICTURE:
-        picture_B3HW = F.interpolate(picture_B3HW, size=(LARGEST_PICTURE, LARGEST_PICTURE), mode="bilinear", antialias=True)
+    if picture_B3HW.shape[-1] > largest:
+        picture_B3HW = F.interpolate(picture_B3HW, size=(largest, largest), mode="bilinear", antialias=True)
     return (picture_B3HW.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 

@@ -17,17 +17,28 @@ import numpy as np
 from PIL import Image
 
 from insight.errors import InputError
+from insight.interpret.draw_methods import draw_methods_sheet, draw_score_sheet
+from insight.interpret.draw_parts import (
+    BOX_COLOURS,
+    CAPTION,
+    HEADER,
+    MARGIN,
+    PANEL,
+    PANELS_PER_LINE,
+    SCALE,
+    STEP,
+    TITLE,
+    badge,
+    blank,
+    boxes,
+    caption,
+    finish,
+    overlay,
+    panel,
+    photograph,
+)
 from insight.interpret.maps import BoxedPhrase, MapFacts, WordSpan, load_maps, write_atomically
-from insight.interpret.sheet import FAINT, HEAT, Sheet
-
-PANEL = 176  # pixels a side of one picture on the sheet
-STEP = PANEL + 8
-SCALE = 66  # pixels that a colour bar and its figures need
-MARGIN, HEADER, FOOTER = 22, 74, 44
-TITLE = 22  # pixels above a panel, for its title
-CAPTION = 28
-PANELS_PER_LINE = 7
-BOX_COLOURS = ("#00e5ff", "#7dff5a", "#ff6bd6", "#ffffff", "#6ba8ff", "#ffa94d")
+from insight.interpret.sheet import FAINT
 
 
 # --- heat ---
@@ -40,27 +51,6 @@ def patch_heat(weights_N: np.ndarray, grid: int) -> np.ndarray:
 def word_heat(weights_TN: np.ndarray, word: WordSpan, grid: int) -> np.ndarray:
     """Mean over the word's tokens, as ``patch_heat``."""
     return patch_heat(weights_TN[list(word.positions)].astype(np.float32).mean(axis=0), grid)
-
-
-def upsample(heat_gg: np.ndarray, size: int) -> np.ndarray:
-    """(g, g) -> (size, size), smooth between the centres of the patches, never outside the values given."""
-    smooth = Image.fromarray(heat_gg.astype(np.float32)).resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(smooth).clip(heat_gg.min(), heat_gg.max())
-
-
-def overlay(picture_HW3: np.ndarray, heat_gg: np.ndarray, low: float, high: float, size: int = PANEL) -> np.ndarray:
-    """Heat over a greyed, darkened picture: (size, size, 3) in 0..1. The picture shows up to ``low``, the colour at ``high``."""
-    photo = photograph(picture_HW3, size)
-    grey = photo @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-    base = 0.66 * (0.8 * grey[..., None] + 0.2 * photo) + 0.06
-    strength = np.clip((upsample(heat_gg, size) - low) / (high - low), 0, 1)
-    opacity = (0.88 * strength**0.7)[..., None]
-    return base * (1 - opacity) + HEAT(strength)[..., :3] * opacity
-
-
-def photograph(picture_HW3: np.ndarray, size: int = PANEL) -> np.ndarray:
-    """uint8 -> (size, size, 3) in 0..1."""
-    return np.asarray(Image.fromarray(picture_HW3).resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32) / 255
 
 
 def attention_range(heats: list[np.ndarray]) -> tuple[float, float]:
@@ -83,25 +73,27 @@ def draw_class_sheet(arrays: dict[str, np.ndarray], facts: MapFacts, layer: str)
     num_lines = -(-num_heads // per_line)
     first = 2 * STEP + SCALE
     row_height = num_lines * (TITLE + STEP) + CAPTION
-    sheet = _sheet(first + per_line * STEP + SCALE, len(facts.examples) * row_height)
+    sheet = blank(first + per_line * STEP + SCALE, len(facts.examples) * row_height)
     for row, example in enumerate(facts.examples):
         picture, top = arrays["picture"][row], HEADER + row * row_height
         rolled = patch_heat(arrays["rollout"][row], facts.grid)
         heats = [patch_heat(heads_BHN[row, head], facts.grid) for head in range(num_heads)]
-        _panel(sheet, 0, top, photograph(picture), example.filename, colour=FAINT)
-        _panel(sheet, STEP, top, overlay(picture, rolled, *rollout_range(rolled)), "rollout, all layers")
+        panel(sheet, 0, top, photograph(picture), example.filename, colour=FAINT)
+        panel(sheet, STEP, top, overlay(picture, rolled, *rollout_range(rolled)), "rollout, all layers")
+        badge(sheet, STEP, top, facts.verdicts.get("rollout"))
         sheet.scale(MARGIN + 2 * STEP, top + TITLE, PANEL, *rollout_range(rolled))
         for head, heat in enumerate(heats):
             line, place = divmod(head, per_line)
             painted = overlay(picture, heat, *attention_range(heats))
-            _panel(sheet, first + place * STEP, top + line * (TITLE + STEP), painted, f"head {head}")
+            panel(sheet, first + place * STEP, top + line * (TITLE + STEP), painted, f"head {head}")
+            badge(sheet, first + place * STEP, top + line * (TITLE + STEP), facts.verdicts.get("class"))
         sheet.scale(MARGIN + first + per_line * STEP, top + TITLE, PANEL, *attention_range(heats))
-        _caption(sheet, top + num_lines * (TITLE + STEP) - 4, example.caption)
+        caption(sheet, top + num_lines * (TITLE + STEP) - 4, example.caption)
     note = (
         "Colour: attention that the class token pays to a patch, 1× = what it gets when attention is even; up to that nothing is painted. "
         "One scale for all heads of a row. Rollout has its own scale, from its least to its most."
     )
-    return _finish(sheet, f"What the class token looks at: {layer}", facts, note)
+    return finish(sheet, f"What the class token looks at: {layer}", facts, note)
 
 
 def draw_word_sheet(arrays: dict[str, np.ndarray], facts: MapFacts, layer: str) -> Image.Image:
@@ -111,25 +103,26 @@ def draw_word_sheet(arrays: dict[str, np.ndarray], facts: MapFacts, layer: str) 
     lines = [max(1, -(-len(words) // PANELS_PER_LINE)) for words in shown]
     per_line = min(PANELS_PER_LINE, max(3, *(len(words) for words in shown)))
     first = STEP + 20
-    sheet = _sheet(first + per_line * STEP + SCALE, sum(CAPTION + num_lines * (TITLE + STEP) + 12 for num_lines in lines))
+    sheet = blank(first + per_line * STEP + SCALE, sum(CAPTION + num_lines * (TITLE + STEP) + 12 for num_lines in lines))
     top = HEADER
     for row, (example, words, num_lines) in enumerate(zip(facts.examples, shown, lines, strict=True)):
         picture = arrays["picture"][row]
         entities = dict.fromkeys(phrase.entity for phrase in example.phrases if phrase.boxes)
         colours = {entity: BOX_COLOURS[index % len(BOX_COLOURS)] for index, entity in enumerate(entities)}
-        _caption(sheet, top, example.caption)
+        caption(sheet, top, example.caption)
         top += CAPTION
-        _panel(sheet, 0, top, photograph(picture), example.filename, colour=FAINT)
+        panel(sheet, 0, top, photograph(picture), example.filename, colour=FAINT)
         for phrase in example.phrases:
-            _boxes(sheet, 0, top, phrase, colours)
+            boxes(sheet, 0, top, phrase, colours)
         heats = [word_heat(words_BTN[row], word, facts.grid) for word in words]
         for index, (word, heat) in enumerate(zip(words, heats, strict=True)):
             line, place = divmod(index, PANELS_PER_LINE)
             left, panel_top = first + place * STEP, top + line * (TITLE + STEP)
             phrases = phrases_of(word, example.phrases)
-            _panel(sheet, left, panel_top, overlay(picture, heat, *attention_range(heats)), word.text, size=11, bold=bool(phrases))
+            panel(sheet, left, panel_top, overlay(picture, heat, *attention_range(heats)), word.text, size=11, bold=bool(phrases))
             for phrase in phrases:
-                _boxes(sheet, left, panel_top, phrase, colours)
+                boxes(sheet, left, panel_top, phrase, colours)
+            badge(sheet, left, panel_top, facts.verdicts.get("words"))
         if heats:
             sheet.scale(MARGIN + first + min(len(words), per_line) * STEP, top + TITLE, PANEL, *attention_range(heats))
         top += num_lines * (TITLE + STEP) + 12
@@ -137,7 +130,7 @@ def draw_word_sheet(arrays: dict[str, np.ndarray], facts: MapFacts, layer: str) 
         "Colour: attention that the word pays to a patch, 1× = what it gets when attention is even; up to that nothing is painted. "
         "One scale for all words of a picture. Boxes: where people say that the word's phrase is; such words are bold."
     )
-    return _finish(sheet, f"Where each word looks: {layer}, mean over heads", facts, note)
+    return finish(sheet, f"Where each word looks: {layer}, mean over heads", facts, note)
 
 
 def phrases_of(word: WordSpan, phrases: tuple[BoxedPhrase, ...]) -> list[BoxedPhrase]:
@@ -146,7 +139,8 @@ def phrases_of(word: WordSpan, phrases: tuple[BoxedPhrase, ...]) -> list[BoxedPh
 
 
 def draw_maps(path: str | Path, folder: str | Path) -> list[Path]:
-    """Draw a file of maps: ``STEM-class-LAYER.png`` for each shown layer, ``STEM-words.png`` where text reads the image.
+    """Draw a file of maps: ``STEM-class-LAYER.png`` for each shown layer, ``STEM-words.png`` where text reads the image; of methods of
+    explanation ``STEM-methods.png`` and ``STEM-score_card.png``.
 
     Raises:
         FileNotFoundError: no such maps.
@@ -158,6 +152,10 @@ def draw_maps(path: str | Path, folder: str | Path) -> list[Path]:
     crossing = last_crossing(arrays)
     if crossing is not None and "picture" in arrays:
         sheets["words"] = draw_word_sheet(arrays, facts, crossing)
+    if facts.methods and "picture" in arrays:
+        sheets["methods"] = draw_methods_sheet(arrays, facts)
+    if any(one.scores for one in facts.methods.values()):
+        sheets["score_card"] = draw_score_sheet(facts)
     if not sheets:
         raise InputError(f"{path}: nothing to draw in it; left out for their size: {', '.join(facts.left_out) or 'nothing'}")
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -173,36 +171,6 @@ def last_crossing(arrays: dict[str, np.ndarray]) -> str | None:
     """The last fusion layer's cross-attention, by the number in its name."""
     layers = [name.removeprefix("words/") for name in arrays if name.startswith("words/")]
     return max(layers, key=lambda layer: [int(part) for part in layer.split(".") if part.isdigit()], default=None)
-
-
-# --- parts of a sheet ---
-def _sheet(width: int, height: int) -> Sheet:
-    return Sheet(max(760, width + 2 * MARGIN), HEADER + height + FOOTER)
-
-
-def _panel(
-    sheet: Sheet, left: float, top: float, pixels: np.ndarray, title: str, size: float = 9, colour: str = "black", bold: bool = False
-) -> None:
-    sheet.text(MARGIN + left + PANEL / 2, top + 3, title, size, colour, width=PANEL, align="center", bold=bold)
-    sheet.paste(MARGIN + left, top + TITLE, pixels)
-
-
-def _boxes(sheet: Sheet, left: float, top: float, phrase: BoxedPhrase, colours: dict[str, str]) -> None:
-    for x1, y1, x2, y2 in phrase.boxes:
-        place = (MARGIN + left + x1 * PANEL, top + TITLE + y1 * PANEL, (x2 - x1) * PANEL, (y2 - y1) * PANEL)
-        sheet.box(*place, colours[phrase.entity])
-
-
-def _caption(sheet: Sheet, top: float, caption: str) -> None:
-    sheet.text(MARGIN, top, f"“{caption}”", 11, width=sheet.width - 2 * MARGIN, italic=True)
-
-
-def _finish(sheet: Sheet, title: str, facts: MapFacts, note: str) -> Image.Image:
-    when = f"epoch {facts.epoch} · step {facts.step}"
-    sheet.text(MARGIN, 14, title, 14, bold=True)
-    sheet.text(MARGIN, 42, f"stage {facts.stage} · {when}" if facts.stage else when, 10.5, FAINT)
-    sheet.text(MARGIN, sheet.height - FOOTER + 4, note, 8.5, FAINT, width=sheet.width - 2 * MARGIN, lines=2)
-    return sheet.image()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -221,5 +189,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     if hasattr(os, "nice"):
-        os.nice(10)  # drawn beside a training: the training goes first
+        os.nice(max(0, 10 - os.nice(0)))  # drawn beside a training: the training goes first, but one that is nice itself does not starve it
     sys.exit(main())

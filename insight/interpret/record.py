@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from insight.errors import InputError
-from insight.nn.attention import Attention, Listener, attention_weights
+from insight.nn.attention import Attention, AttentionCall, Listener, attention_weights
+
+Recorded = TypeVar("Recorded")
 
 
 def attention_layers(model: nn.Module) -> dict[str, Attention]:
@@ -38,22 +41,34 @@ def record_attention(model: nn.Module, layers: Collection[str] | None = None) ->
     Raises:
         InputError: a name in ``layers`` is no attention of the model; inside the context, a layer is called for the second time.
     """
+    with record(model, dict.fromkeys(attention_layers(model) if layers is None else layers, weights_of)) as maps:
+        yield maps
+
+
+@contextmanager
+def record(model: nn.Module, keep: Mapping[str, Callable[[AttentionCall], Recorded]]) -> Iterator[dict[str, Recorded]]:
+    """By module path, what each attention's function makes of its call, in the order of the calls; as ``record_attention``, which raises
+    the same."""
     known = attention_layers(model)
-    for name in layers or ():
+    for name in keep:
         if name not in known:
             raise InputError(unknown_layer(name, known))
-    chosen = known if layers is None else {name: known[name] for name in layers}
-    maps: dict[str, Tensor] = {}
+    found: dict[str, Recorded] = {}
     listening: list[tuple[Attention, Listener]] = []
     try:
-        for name, layer in chosen.items():
-            listener = _recorder(name, maps)
-            layer.tap.listeners.append(listener)
-            listening.append((layer, listener))
-        yield maps
+        for name, function in keep.items():
+            listener = _recorder(name, found, function)
+            known[name].tap.listeners.append(listener)
+            listening.append((known[name], listener))
+        yield found
     finally:
         for layer, listener in listening:
             layer.tap.listeners.remove(listener)
+
+
+def weights_of(call: AttentionCall) -> Tensor:
+    """(B, H, T, S) in float32, without gradient."""
+    return attention_weights(call.query_BHTK.detach(), call.key_BHSK.detach(), call.mask_BS)
 
 
 def unknown_layer(name: str, known: Collection[str]) -> str:
@@ -63,10 +78,10 @@ def unknown_layer(name: str, known: Collection[str]) -> str:
     return f"'{name}' is no attention layer of this model.{hint} Known: {', '.join(known)}"
 
 
-def _recorder(name: str, maps: dict[str, Tensor]) -> Listener:
-    def listen(query_BHTK: Tensor, key_BHSK: Tensor, mask_BS: Tensor | None) -> None:
-        if name in maps:
+def _recorder(name: str, found: dict[str, Recorded], keep: Callable[[AttentionCall], Recorded]) -> Listener:
+    def listen(call: AttentionCall) -> None:
+        if name in found:
             raise InputError(f"attention '{name}' was called twice in one record_attention(): open one context per call of the model")
-        maps[name] = attention_weights(query_BHTK.detach(), key_BHSK.detach(), mask_BS)
+        found[name] = keep(call)
 
     return listen

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 DPI = 100
-INK, FAINT = "#1b1f24", "#59636e"
+INK, FAINT, ALARM = "#1b1f24", "#59636e", "#c22f2f"
 HEAT: Colormap = LinearSegmentedColormap.from_list("heat", ["#1a1a40", "#5b2a86", "#c2306e", "#f4743b", "#ffd23f", "#fffbe0"])
 LETTER = 0.57  # mean width of a letter of DejaVu Sans, in font sizes
 
@@ -63,6 +63,11 @@ class Sheet:
         """An outline that shows on light and on dark."""
         self._axes.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor="black", linewidth=3.4, alpha=0.75))
         self._axes.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=colour, linewidth=1.7))
+
+    def badge(self, left: float, top: float, width: float, height: float, text: str) -> None:
+        """White words on red: what must not be overlooked."""
+        self._axes.add_patch(Rectangle((left, top), width, height, facecolor=ALARM, edgecolor="none"))
+        self._axes.text(left + width / 2, top + height / 2, text, size=7.5, color="white", va="center", ha="center", fontweight="bold")
 
     def scale(self, left: float, top: float, height: int, low: float, high: float, width: int = 10) -> None:
         """A colour bar from ``low`` (bottom) to ``high`` (top), marked in multiples."""

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from insight.models.text_transformer import TextTransformer
-from insight.models.vision_transformer import VisionTransformer
+from insight.models.text_transformer import TextOutput, TextTransformer
+from insight.models.vision_transformer import VisionOutput, VisionTransformer
 from insight.nn.linear import linear
 
 MAX_LOGIT_SCALE = math.log(100.0)  # the bound of the paper, section 2.5
@@ -69,13 +69,17 @@ class MultiModalTransformer(nn.Module):
         return self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
 
     def encode_image(self, image_B3HW: Tensor) -> ImageFeatures:
-        output = self.image(image_B3HW)
+        return self.project_image(self.image(image_B3HW))
+
+    def project_image(self, output: VisionOutput) -> ImageFeatures:
         embedding_BE = F.normalize(self.image_projection(output.pooled).float(), dim=-1)
         return ImageFeatures(output.tokens, embedding_BE)
 
     def encode_text(self, tokens_CT: Tensor, mask_CT: Tensor) -> TextFeatures:
         """``mask_CT``: True = a real token."""
-        output = self.text(tokens_CT, mask_CT)
+        return self.project_text(self.text(tokens_CT, mask_CT))
+
+    def project_text(self, output: TextOutput) -> TextFeatures:
         embedding_CE = F.normalize(self.text_projection(output.pooled).float(), dim=-1)
         return TextFeatures(output.tokens, embedding_CE)
 

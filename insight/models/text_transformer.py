@@ -37,8 +37,16 @@ class TextTransformer(nn.Module):
 
     def forward(self, tokens_CT: Tensor, mask_CT: Tensor) -> TextOutput:
         """``mask_CT``: True = a real token."""
-        x_CTD = self.dropout(self.embedding(tokens_CT))
+        return self.read(self.embedding(tokens_CT), mask_CT)
+
+    def read(self, x_CTD: Tensor, mask_CT: Tensor) -> TextOutput:
+        """What follows the embedding: (C, T, D), True = a real token (C, T)."""
+        x_CTD = self.dropout(x_CTD)
         for block in self.blocks:
             x_CTD = block(x_CTD, mask_CT)
+        return self.finish(x_CTD, mask_CT)
+
+    def finish(self, x_CTD: Tensor, mask_CT: Tensor) -> TextOutput:
+        """What follows the blocks."""
         x_CTD = self.norm(x_CTD)
         return TextOutput(tokens=x_CTD, pooled=masked_mean(x_CTD, mask_CT))

@@ -40,8 +40,16 @@ class VisionTransformer(nn.Module):
         return self.embedding.grid_size
 
     def forward(self, image_B3HW: Tensor) -> VisionOutput:
-        x_BND = self.dropout(self.embedding(image_B3HW))
+        return self.read(self.embedding(image_B3HW))
+
+    def read(self, x_BND: Tensor, mask_BN: Tensor | None = None) -> VisionOutput:
+        """What follows the embedding. Any patches may be left out: by their rows, or by a mask, True = a token that may be read."""
+        x_BND = self.dropout(x_BND)
         for block in self.blocks:
-            x_BND = block(x_BND)
+            x_BND = block(x_BND, mask_BN)
+        return self.finish(x_BND)
+
+    def finish(self, x_BND: Tensor) -> VisionOutput:
+        """What follows the blocks."""
         x_BND = self.norm(x_BND)
         return VisionOutput(tokens=x_BND, pooled=x_BND[:, 0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,18 +13,29 @@ from torch import Tensor, nn
 from insight.errors import InputError
 from insight.nn.linear import linear
 
-Listener = Callable[[Tensor, Tensor, Tensor | None], None]
+
+class AttentionCall(NamedTuple):
+    """One call of an attention's kernel, what went in and what came out, in the autograd graph if there is one."""
+
+    query_BHTK: Tensor
+    key_BHSK: Tensor
+    value_BHSK: Tensor
+    mask_BS: Tensor | None  # True = attend
+    attended_BHTK: Tensor  # zero rows where the mask allows no key
+
+
+Listener = Callable[[AttentionCall], None]
 
 
 class AttentionTap:
-    """Where somebody can listen to (query_BHTK, key_BHSK, mask_BS). It only tells: nothing that a listener does reaches the output."""
+    """Where somebody can listen to the calls of the kernel. It only tells: nothing that a listener does reaches the output."""
 
     def __init__(self) -> None:
         self.listeners: list[Listener] = []
 
-    def __call__(self, query_BHTK: Tensor, key_BHSK: Tensor, mask_BS: Tensor | None) -> None:
+    def __call__(self, call: AttentionCall) -> None:
         for listener in self.listeners:
-            listener(query_BHTK, key_BHSK, mask_BS)
+            listener(call)
 
 
 class Attention(nn.Module):
@@ -40,7 +52,7 @@ class Attention(nn.Module):
         self.query = linear(dim, dim)
         self.key_value = linear(dim, 2 * dim)
         self.output = linear(dim, dim)
-        self.tap = AttentionTap()  # record_attention() listens to (query, key, mask); nobody listening costs nothing
+        self.tap = AttentionTap()  # record_attention() listens to the kernel's calls; nobody listening costs nothing
 
     def forward(self, x_BTD: Tensor, context_BSD: Tensor, mask_BS: Tensor | None = None, row_B: Tensor | None = None) -> Tensor:
         """(B, T, D), (B, S, D), True = attend (B, S) -> (B, T, D).
@@ -56,13 +68,13 @@ class Attention(nn.Module):
         key_BSD, value_BSD = key_value_BSD.chunk(2, dim=-1)
         key_BHSK = key_BSD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         value_BHSK = value_BSD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        self.tap(query_BHTK, key_BHSK, mask_BS)
         if mask_BS is None:
             attended_BHTK = attend(query_BHTK, key_BHSK, value_BHSK, None)
         else:
             some_key_B111 = mask_BS.any(dim=-1)[:, None, None, None]
             mask_B11S = mask_BS[:, None, None, :] | ~some_key_B111  # softmax over no keys is 0/0, in some kernels NaN: never ask for it
             attended_BHTK = attend(query_BHTK, key_BHSK, value_BHSK, mask_B11S) * some_key_B111
+        self.tap(AttentionCall(query_BHTK, key_BHSK, value_BHSK, mask_BS, attended_BHTK))
         return self.output(attended_BHTK.transpose(1, 2).flatten(2))
 
 
@@ -85,10 +97,25 @@ def attend_explicit(query_BHTK: Tensor, key_BHSK: Tensor, value_BHSK: Tensor, ma
 def attention_weights(query_BHTK: Tensor, key_BHSK: Tensor, mask_BS: Tensor | None) -> Tensor:
     """The weights of the kernel as (B, H, T, S) in float32, whatever the precision of the model; zero rows where the mask allows no key."""
     with torch.autocast(query_BHTK.device.type, enabled=False):
-        query_BHTK = query_BHTK.float() / math.sqrt(query_BHTK.shape[-1])
-        score_BHTS = query_BHTK @ key_BHSK.float().transpose(-2, -1)
+        scores = scores_by_head if query_BHTK.device.type == "cpu" else scores_at_once
+        score_HBTS = scores(query_BHTK.float(), key_BHSK.float())
         if mask_BS is None:
-            return score_BHTS.softmax(dim=-1)
-        mask_B11S = mask_BS[:, None, None, :]
-        lowest = torch.finfo(score_BHTS.dtype).min
-        return score_BHTS.masked_fill(~mask_B11S, lowest).softmax(dim=-1) * mask_B11S
+            return score_HBTS.softmax(dim=-1).transpose(0, 1)
+        mask_B1S = mask_BS[:, None, :]
+        lowest = torch.finfo(score_HBTS.dtype).min
+        return (score_HBTS.masked_fill(~mask_B1S, lowest).softmax(dim=-1) * mask_B1S).transpose(0, 1)
+
+
+def scores_at_once(query_BHTK: Tensor, key_BHSK: Tensor) -> Tensor:
+    """``q k^T / sqrt(K)``, heads first: (H, B, T, S)."""
+    return (query_BHTK.transpose(0, 1) / math.sqrt(query_BHTK.shape[-1])) @ key_BHSK.permute(1, 0, 3, 2)
+
+
+def scores_by_head(query_BHTK: Tensor, key_BHSK: Tensor) -> Tensor:
+    """The same, for the CPU: there one product over examples and heads first copies all keys, which takes longer than the product itself
+    where queries are few."""
+    batch, heads, num_queries, width = query_BHTK.shape
+    score_HBTS = query_BHTK.new_empty(heads, batch, num_queries, key_BHSK.shape[2])
+    for score_BTS, query_BTK, key_BSK in zip(score_HBTS.unbind(0), query_BHTK.unbind(1), key_BHSK.unbind(1), strict=True):
+        torch.baddbmm(score_BTS, query_BTK, key_BSK.transpose(1, 2), beta=0, alpha=1 / math.sqrt(width), out=score_BTS)
+    return score_HBTS

@@ -1,107 +1,20 @@
 import copy
 import pickle
-import random
-from pathlib import Path
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.loggers.logger import DummyLogger
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from callbacks import attention_maps
 from callbacks.attention_maps import AttentionMaps, thin_out
-from insight.data.batch import ImageTextBatch, Phrase
-from insight.data.text import Word
 from insight.errors import InputError
 from insight.interpret.maps import load_maps
 from insight.interpret.record import attention_layers
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.models.multimodal import MultiModalTransformer
-
-SHAPE = {"vocab_size": 20, "image_size": 16, "patch_size": 8, "context_length": 6, "dim": 8, "image_depth": 2, "text_depth": 1, "heads": 2}
-
-
-class Words:
-    def words(self, text, context_length):
-        return [Word("a", 0, 1, (1,)), Word("dog", 2, 5, (2, 3))]
-
-
-class Pairs(L.LightningDataModule):
-    tokenizer = Words()
-
-    def __init__(self):
-        super().__init__()
-        self.asked = []
-        generator = torch.Generator().manual_seed(0)
-        self.rows = [(torch.randn(3, 16, 16, generator=generator), torch.randint(3, 20, (6,), generator=generator)) for _ in range(8)]
-
-    def probe(self, split, num, seed):
-        self.asked.append((split, num, seed))
-        torch.rand(3), random.random(), np.random.rand()  # careless: the callback must shield the training from it
-        ids, texts = torch.arange(num), tuple(f"a dog {row}" for row in range(num))
-        image, tokens = torch.stack([row[0] for row in self.rows[:num]]), torch.stack([row[1] for row in self.rows[:num]])
-        phrases = (Phrase(0, "a dog", 0, 5, "1", ((0.1, 0.1, 0.5, 0.5),)),)
-        return ImageTextBatch(image, None, tokens, tokens > 0, ids, ids, ids, texts, tuple(f"{row}.jpg" for row in range(num)), phrases)
-
-    def train_dataloader(self):
-        return DataLoader(self.rows, batch_size=4, shuffle=True)
-
-    def val_dataloader(self):
-        return DataLoader(self.rows, batch_size=4)
-
-
-class Module(L.LightningModule):
-    def __init__(self, kind, stage_dir=None):
-        super().__init__()
-        torch.manual_seed(0)
-        self.model = kind(**SHAPE, dropout=0.1)
-        self.stage_dir, self.stage_name = stage_dir, "joint"
-
-    def training_step(self, batch, batch_idx):
-        image, tokens = batch
-        output = self.model(image, tokens, tokens > 0)
-        return (output.image.embedding - output.text.embedding).square().mean() + 1e-3 * torch.rand(()) * output.scale
-
-    def validation_step(self, batch, batch_idx):
-        self.log("val/loss", self.training_step(batch, batch_idx))
-
-    def configure_optimizers(self):
-        return torch.optim.AdamW(self.parameters(), 1e-3)
-
-
-class Keeper(DummyLogger):
-    """A logger that takes files."""
-
-    def __init__(self):
-        super().__init__()
-        self.files, self.metrics = [], {}
-
-    def log_artifact(self, local_path, artifact_path=None):
-        self.files.append((artifact_path, Path(local_path).name))
-
-    def log_metrics(self, metrics, step=None):
-        self.metrics.update(metrics)
-
-
-def fit(callbacks, module, epochs=2, logger=False, **arguments):
-    L.seed_everything(3, verbose=False)
-    arguments = {"num_sanity_val_steps": 0, **arguments}
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=epochs,
-        logger=logger,
-        callbacks=callbacks,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        **arguments,
-    )
-    trainer.fit(module, datamodule=Pairs())
-    return trainer
+from tests.callbacks.tiny_fit import Keeper, Module, Pairs, fit
 
 
 @pytest.fixture
@@ -201,7 +114,7 @@ def test_a_failure_is_raised_only_after_the_checkpoint_of_that_validation(tmp_pa
     with pytest.raises(OSError, match="No space"):
         fit([callback, order], Module(MultiModalTransformer, tmp_path), epochs=3)
     assert order.saved[0] == 2
-    assert callback._pool is None and not callback._pending
+    assert callback._background is None
     with pytest.raises(OSError, match="No space"):  # in the last validation: raised at the end
         fit([AttentionMaps(num_examples=1), order], Module(MultiModalTransformer, tmp_path), epochs=1)
 
@@ -223,7 +136,7 @@ def test_pictures_under_way_are_finished_when_the_training_breaks_off(tmp_path, 
     with pytest.raises(RuntimeError, match="broke off"):
         fit([callback], Interrupted(MultiModalTransformer, tmp_path), epochs=3, logger=logger)
     assert [name[:9] for _, name in logger.files] == ["epoch0001"] * 2
-    assert callback._pool is None
+    assert callback._background is None
 
 
 def test_an_idle_callback_can_be_copied_and_pickled_also_after_a_fit(tmp_path, undrawn):

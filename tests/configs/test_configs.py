@@ -39,6 +39,11 @@ TINY = [
     "+trainer.limit_test_batches=1",
     "tracking.enabled=false",
 ]
+# the score card takes seconds of a test; once is enough
+LOOKS = {
+    "scenes": ["callbacks.score_card.init_args.num_examples=2", "+callbacks.score_card.init_args.search_examples=4"],
+    "flickr30k": ["~callbacks.score_card", "~callbacks.drift"],
+}
 
 
 def composed(*overrides: str) -> dict[str, Any]:
@@ -80,8 +85,8 @@ def test_every_experiment_trains_one_step_of_every_stage(experiment, data, flick
         else [f"data.init_args.num_{split}=24" for split in ("train", "val", "test")]
     )
     place = [word if word.startswith("data.init_args.root") else f"+{word}" for word in place]
-    tiny = TINY
-    config = composed(f"+experiment={experiment}", f"data={data}", *place, *tiny, f"data.init_args.cache_dir={scenes_cache}")
+    small = ["stages.single_modality.data.batch_size=8", *LOOKS[data]]
+    config = composed(f"+experiment={experiment}", f"data={data}", *place, *TINY, *small, f"data.init_args.cache_dir={scenes_cache}")
     config |= {"run_dir": str(tmp_path / "run"), "run": {**config["run"], "output_dir": str(tmp_path / "outputs")}}
     assert run_stages(build(config)) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

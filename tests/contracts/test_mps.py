@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
 from insight import losses
 from insight.data.batch import ImageTextBatch
+from insight.interpret import drift, scorecard
 from insight.interpret.capture import capture
+from insight.interpret.families import family_of
+from insight.interpret.probe import make_probe
+from insight.interpret.scorecard import ScoredMethod
 from insight.masking import hide_words
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.models.multimodal import MultiModalTransformer
 from insight.mps_guard import mps_guard, run_on_fake_device
+from lightning_modules.overrides import CONFIGS
 from lightning_modules.quantities import CrossAttentionQuantities
+from tests.callbacks.tiny_fit import CONTEXT, TOKENIZER, pairs_batch
 
 MODELS = [MultiModalTransformer, CrossAttentionMultiModalTransformer]
 LOSSES = [
@@ -122,7 +130,7 @@ def test_a_validation_asks_mps_for_nothing_that_it_lacks(kind):
 
 
 @pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize(("image_size", "patch_size"), [(16, 8), (200, 100)])  # pictures above 192 pixels are made smaller for drawing
+@pytest.mark.parametrize(("image_size", "patch_size"), [(16, 8), (200, 100)])  # pictures above 144 pixels are made smaller for drawing
 def test_recording_attention_asks_mps_for_nothing_that_it_lacks(kind, image_size, patch_size):
     torch.manual_seed(0)
     model = kind(vocab_size=20, image_size=image_size, patch_size=patch_size, context_length=6, dim=16, heads=2)
@@ -130,7 +138,23 @@ def test_recording_attention_asks_mps_for_nothing_that_it_lacks(kind, image_size
     with mps_guard():
         arrays = capture(model, torch.randn(2, 3, image_size, image_size), tokens, mask)
     assert arrays["rollout"].sum(axis=-1) == pytest.approx(1, abs=1e-2)
-    assert arrays["picture"].shape[1] == min(image_size, 192)
+    assert arrays["picture"].shape[1] == min(image_size, 144)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_scoring_explanations_and_looking_for_drift_ask_mps_for_nothing_that_it_lacks(kind):
+    probe = make_probe(pairs_batch(range(2)), TOKENIZER, CONTEXT)
+    small = {"vocab_size": TOKENIZER.size, "image_size": 16, "patch_size": 8, "context_length": CONTEXT, "dim": 16, "heads": 2}
+    model = kind(**small)
+    configured = yaml.safe_load((Path(CONFIGS) / "callbacks" / "default.yaml").read_text())
+    methods = {name: ScoredMethod(**one) for name, one in configured["score_card"]["init_args"]["methods"].items()}
+    with mps_guard():
+        for one in methods.values():
+            looked = scorecard.look(scorecard.family_for(model, one), probe, one.call)
+            scorecard.curves(scorecard.family_for(model, one), probe.batch, looked.explanation, steps=2)
+        chefer = (scorecard.family_for(model, methods["chefer"]), methods["chefer"].call)
+        found = drift.look(family_of(model), probe.batch, {"chefer": chefer}, 1, 1, 0.5)
+    assert found.maps["chefer"].shape == (2, 2, 2) and "image.blocks.0.attention" in found.heads
 
 
 def test_hard_negatives_are_drawn_and_matched_with_nothing_that_mps_lacks():

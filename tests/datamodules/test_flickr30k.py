@@ -265,6 +265,7 @@ def test_one_line_says_what_is_read(make: Make) -> None:
 def test_setting_up_again_reads_nothing_again(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     data = make()
     data.setup("fit")
+    caplog.clear()
     with caplog.at_level(logging.INFO):
         data.prepare_data()
         data.setup("test")

@@ -275,6 +275,9 @@ def quantities(image_id, caption_image_id, dtype=torch.float32):
         "masked_logits": torch.randn(images, 2, 5, generator=torch.Generator().manual_seed(8)).to(dtype).requires_grad_(),
         "masked_targets": torch.tensor([[3, losses.IGNORED]] * images),
         "masked_count": torch.tensor(images),
+        "text_masked_logits": torch.randn(images, 2, 5, generator=torch.Generator().manual_seed(9)).to(dtype).requires_grad_(),
+        "text_masked_targets": torch.tensor([[losses.IGNORED, 2]] * images),
+        "text_masked_count": torch.tensor(images),
         "scale": torch.tensor(100.0).requires_grad_(),
         "bias": torch.tensor(-10.0).requires_grad_(),
     }
@@ -288,6 +291,7 @@ EVERY_LOSS = [
     losses.image_text_matching,
     losses.word_classification,
     losses.masked_language_modelling,
+    losses.text_masked_language_modelling,
     losses.decorrelation,
     losses.feature_consistency,
     losses.image_views,

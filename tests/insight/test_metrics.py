@@ -305,6 +305,9 @@ def test_names_hold_only_what_mlflow_takes_and_each_is_there_once():
         ("val/text_to_image_median_rank", "min"),
         ("val/mean_recall", "max"),
         ("insight/rollout/pointing", ""),
+        ("insight/rollout/pointing_game_v1", "max"),
+        ("insight/rollout/deletion_image_token_drop_v1", "min"),
+        ("insight/score_card_fraction", "min"),
     ],
 )
 def test_a_known_name_says_which_way_is_better(name, better):
@@ -319,7 +322,7 @@ def test_a_known_name_says_which_way_is_better(name, better):
         ("val/image_to_text_recall_at_2", "did you mean 'val/image_to_text_recall_at_"),
         ("train/mean_recall", "did you mean 'val/mean_recall'"),
         ("val/loss/", "did you mean 'val/loss'"),
-        ("zebra", "known: insight/<method>/<score>"),
+        ("zebra", "known: insight/<callback>_fraction"),
     ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest(name, suggestion):

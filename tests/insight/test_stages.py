@@ -32,6 +32,7 @@ def test_seeds_of_stages_and_epochs_do_not_meet():
 def test_a_pattern_matches_whole_names_and_never_a_part_of_one():
     names = ["model.text.block.weight", "model.text_projection.weight", "model.context.weight"]
     assert matching(["model.text.*"], names, "train") == {"model.text.block.weight"}
+    assert matching(["!model.text.*", "*"], names, "train") == set(names) - {"model.text.block.weight"}
 
 
 def test_a_pattern_that_matches_nothing_names_the_key_and_the_nearest_module():

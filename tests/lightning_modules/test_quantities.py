@@ -37,8 +37,8 @@ def batch(rows: list[int] = CAPTION_ROW) -> ImageTextBatch:
     return ImageTextBatch(image, None, tokens, tokens != PAD, torch.tensor(rows), *ids, texts, names, ())
 
 
-def quantities(model, served, seed=0) -> CrossAttentionQuantities:
-    return CrossAttentionQuantities(model, served, torch.Generator().manual_seed(seed))
+def quantities(model, served, seed=0, fuse_every=1) -> CrossAttentionQuantities:
+    return CrossAttentionQuantities(model, served, torch.Generator().manual_seed(seed), fuse_every=fuse_every)
 
 
 def test_word_counts_are_those_of_a_loop_over_the_captions(model):
@@ -76,6 +76,20 @@ def test_the_first_caption_of_each_picture_is_matched_with_its_picture_and_two_w
         assert any(c == first[row] if row < 3 else b == row - 3 for b, c in wrong)
 
 
+def test_fusing_every_second_picture_gives_what_fusing_all_gives_for_those(model):
+    served = batch()
+    every, second = quantities(model, served), quantities(model, served, fuse_every=2)
+    assert second.match_targets.tolist() == [1] * 2 + [0] * 4
+    kept = [row + 3 * part for part in range(3) for row in (0, 2)]  # own pairs, wrong pictures, wrong captions
+    torch.testing.assert_close(second.match_logits, every.match_logits[kept], atol=1e-5, rtol=1e-5)
+    # the lots of the hidden words are drawn after those of the wrong partners, so that they are equal too
+    assert torch.equal(second._hidden.tokens, every._hidden.tokens[[0, 2]])
+    torch.testing.assert_close(second.masked_logits, every.masked_logits[[0, 2]], atol=1e-5, rtol=1e-5)
+    assert torch.equal(second.masked_targets, every.masked_targets[[0, 2]])
+    assert float(second.masked_count) == float((every.masked_targets[[0, 2]] != IGNORED).sum())
+    assert torch.equal(second.image_embedding, every.image_embedding)
+
+
 def test_a_batch_of_one_picture_has_no_wrong_pairs(model):
     values = quantities(model, batch([0, 0]))
     assert values.match_targets.tolist() == [1]
@@ -106,3 +120,19 @@ def test_what_is_hidden_depends_on_the_seed_alone_and_not_on_the_padding(model):
     same, again = quantities(model, served)._hidden.tokens, quantities(model, wider)._hidden.tokens
     assert torch.equal(again[:, :8], same)
     assert not torch.equal(quantities(model, served, seed=1)._hidden.tokens, same)
+
+
+def test_hidden_words_are_named_by_the_text_tower_alone_in_every_caption(model):
+    served = batch()
+    values = quantities(model, served)
+    hidden = values._hidden_alone
+    assert (hidden.tokens == MASK).sum(dim=1).tolist() == [1, 1, 1, 2, 2, 1]  # a quarter of 2 to 6 words, rounded up
+    for row in range(len(CAPTION_ROW)):
+        encoded = model.encode_text(hidden.tokens[[row]], served.token_mask[[row]]).tokens[0]
+        for place, column in enumerate(hidden.position[row].tolist()):
+            torch.testing.assert_close(values.text_masked_logits[row, place], model.masked_head(encoded[column]), atol=1e-5, rtol=1e-5)
+            target = int(values.text_masked_targets[row, place])
+            assert target == (int(served.tokens[row, column]) if int(hidden.tokens[row, column]) == MASK else IGNORED)
+    assert float(values.text_masked_count) == 8
+    blank = served._replace(image=torch.zeros_like(served.image))
+    assert torch.equal(quantities(model, blank).text_masked_logits, values.text_masked_logits)

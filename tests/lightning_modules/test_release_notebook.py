@@ -14,7 +14,7 @@ from tracking.store import open_client
 NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "03_release.ipynb"
 # learns enough in a few seconds to be told from chance on 80 pictures
 TINY = (
-    "+experiment=flickr_dual_encoder stages=one_stage ~stages.one_stage.losses.matching trainer=cpu "
+    "+experiment=flickr_dual_encoder stages=one_stage ~stages.one_stage.losses.matching ~stages.one_stage.losses.masked_words trainer=cpu "
     "~callbacks.baselines ~callbacks.canary callbacks.attention_maps.init_args.num_examples=1 "
     "+callbacks.attention_maps.init_args.every_n_validations=100 +data.init_args.num_train=600 +data.init_args.num_val=24 "
     "+data.init_args.num_test=80 data.init_args.batch_size=24 data.init_args.image_size=32 model.init_args.patch_size=4 "

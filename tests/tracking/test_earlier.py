@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -89,6 +90,9 @@ def test_the_next_start_sends_what_earlier_runs_could_not_and_marks_the_killed(t
         for _ in range(2):  # the second start finds nothing left
             run = TrackedRun(outputs / "new", "tests", tracking_uri=store, output_dir=outputs)
             run.start({})
+            for thread in threading.enumerate():
+                if thread.name == "tracking-earlier-runs":  # a run as short as this one would stop it half-way
+                    thread.join(60)
             run.finish("FINISHED")
     finally:
         holder.kill()
@@ -139,3 +143,19 @@ def test_the_last_record_is_found_from_the_end_of_a_journal_also_past_a_torn_lin
     with journal.path.open("ab") as file:
         file.write(b'{"kind": "status", "time"')
     assert journal.last()["values"]["text"] == "2" * length and not journal.ended()
+
+
+def test_a_stage_that_ended_just_before_its_process_was_killed_is_sent_when_the_run_goes_on(tmp_path, store, client):
+    run = TrackedRun(tmp_path / "RUN", "tests", tracking_uri=store, output_dir=tmp_path / "out")
+    run.start({})
+    stage = run.stage_logger(0, "first")
+    stage.log_metrics({"train/loss": 1.0}, 0)
+    run.logger.close()
+    stage.close()
+    stage.journal.append("status", {"status": "FINISHED"})  # written, and not sent: the process is killed here
+    stage.journal.close()
+    assert {one.info.status for one in client.search_runs(["1"])} == {"RUNNING"}
+    run = TrackedRun(tmp_path / "RUN", "tests", tracking_uri=store, output_dir=tmp_path / "out")
+    run.start({})
+    run.finish("FINISHED")
+    assert [one.info.status for one in client.search_runs(["1"])] == ["FINISHED", "FINISHED"]

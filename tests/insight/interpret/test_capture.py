@@ -5,8 +5,9 @@ import torch
 from insight.data.batch import ImageTextBatch, Phrase
 from insight.data.images import normalise
 from insight.errors import InputError
-from insight.interpret.capture import capture, evaluating, examples_of, shown_layers
+from insight.interpret.capture import capture, examples_of, shown_layers
 from insight.interpret.record import attention_layers, record_attention
+from insight.interpret.untouched import evaluating
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.models.multimodal import MultiModalTransformer
 
@@ -64,7 +65,7 @@ def test_modes_come_back_after_an_exception():
 def test_a_large_picture_is_made_smaller():
     model = MultiModalTransformer(**{**SHAPE, "image_size": 256, "patch_size": 128})
     _, _, tokens, mask = inputs()
-    assert capture(model, torch.zeros(2, 3, 256, 256), tokens, mask)["picture"].shape == (2, 192, 192, 3)
+    assert capture(model, torch.zeros(2, 3, 256, 256), tokens, mask)["picture"].shape == (2, 144, 144, 3)
 
 
 def test_shown_layers_are_the_last_or_the_named_ones():

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from insight.errors import InputError
-from insight.interpret import draw
+from insight.interpret import draw, draw_parts
 from insight.interpret.maps import BoxedPhrase, Example, MapFacts, WordSpan, save_maps
 
 GRID = 4
@@ -51,16 +51,16 @@ def difference(one, other):
 def test_a_hot_patch_is_painted_where_it_is_and_nowhere_else():
     grey = np.full((16, 16, 3), 128, np.uint8)
     heat = draw.patch_heat(hot_at((1, 2)), GRID)
-    cold, hot = draw.overlay(grey, heat * 0, 1, 8, size=80), draw.overlay(grey, heat, 1, 8, size=80)
+    cold, hot = draw_parts.overlay(grey, heat * 0, 1, 8, size=80), draw_parts.overlay(grey, heat, 1, 8, size=80)
     changed = np.abs(hot - cold).sum(axis=-1) > 0.2
     assert changed[25:35, 45:55].all()  # row 1, column 2 of 20-pixel patches
     assert not changed[:, :20].any() and not changed[60:].any()
-    assert hot[30, 50] == pytest.approx(0.88 * np.array(draw.HEAT(1.0)[:3]) + 0.12 * cold[30, 50], abs=0.02)
+    assert hot[30, 50] == pytest.approx(0.88 * np.array(draw_parts.HEAT(1.0)[:3]) + 0.12 * cold[30, 50], abs=0.02)
 
 
 def test_upsampling_keeps_the_values_in_the_middles_of_the_patches():
     heat = np.random.default_rng(0).random((4, 4)).astype(np.float32)
-    large = draw.upsample(heat, 4 * 21)
+    large = draw_parts.upsample(heat, 4 * 21)
     np.testing.assert_allclose(large[10::21, 10::21], heat, atol=1e-5)
     assert large.min() >= heat.min() and large.max() <= heat.max()
 
@@ -83,7 +83,7 @@ def test_a_words_heat_is_the_mean_over_its_tokens():
 def test_flat_attention_paints_nothing():
     heats = [np.ones((4, 4)), np.full((4, 4), 0.9)]
     grey = np.full((16, 16, 3), 128, np.uint8)
-    assert np.ptp(draw.overlay(grey, heats[0], *draw.attention_range(heats))) < 1e-6
+    assert np.ptp(draw_parts.overlay(grey, heats[0], *draw.attention_range(heats))) < 1e-6
 
 
 def test_the_class_sheet_changes_in_the_panel_of_the_head_that_changed():
@@ -91,12 +91,12 @@ def test_the_class_sheet_changes_in_the_panel_of_the_head_that_changed():
     before = draw.draw_class_sheet(arrays(), facts(), "image.blocks.0.attention")
     after = draw.draw_class_sheet(arrays(first_head=hot), facts(), "image.blocks.0.attention")
     changed = difference(before, after)
-    left = draw.MARGIN + 2 * draw.STEP + draw.SCALE
-    top = draw.HEADER + draw.TITLE
-    patch = draw.PANEL // GRID
+    left = draw_parts.MARGIN + 2 * draw_parts.STEP + draw_parts.SCALE
+    top = draw_parts.HEADER + draw_parts.TITLE
+    patch = draw_parts.PANEL // GRID
     assert changed[top + patch : top + 2 * patch, left + 2 * patch : left + 3 * patch].mean() > 0.9
     assert not changed[:, :left].any()  # photo and rollout
-    assert not changed[:, left + draw.STEP : left + 2 * draw.STEP - 8].any()  # the other head
+    assert not changed[:, left + draw_parts.STEP : left + 2 * draw_parts.STEP - 8].any()  # the other head
 
 
 def test_the_word_sheet_changes_in_the_panel_of_the_word_that_changed_and_frames_its_phrase():
@@ -104,13 +104,13 @@ def test_the_word_sheet_changes_in_the_panel_of_the_word_that_changed_and_frames
     before = draw.draw_word_sheet(arrays(), facts(), layer)
     after = draw.draw_word_sheet(arrays(dog=hot_at((2, 2))), facts(), layer)
     changed = difference(before, after)
-    left, top = draw.MARGIN + draw.STEP + 20 + draw.STEP, draw.HEADER + draw.CAPTION + draw.TITLE
-    patch = draw.PANEL // GRID
+    left, top = draw_parts.MARGIN + draw_parts.STEP + 20 + draw_parts.STEP, draw_parts.HEADER + draw_parts.CAPTION + draw_parts.TITLE
+    patch = draw_parts.PANEL // GRID
     assert changed[top + 2 * patch + 6 : top + 3 * patch - 6, left + 2 * patch + 6 : left + 3 * patch - 6].all()
     assert not changed[:, : left - 8].any()
-    edge = pixels(before)[top + draw.PANEL // 2 - 1 : top + draw.PANEL // 2 + 1, left + draw.PANEL // 2 + 20]
+    edge = pixels(before)[top + draw_parts.PANEL // 2 - 1 : top + draw_parts.PANEL // 2 + 1, left + draw_parts.PANEL // 2 + 20]
     assert (edge[:, 2] > 200).any() and (edge[:, 0] < 80).any()  # the first box colour, cyan
-    unframed = pixels(before)[top + draw.PANEL // 2, left - draw.STEP + draw.PANEL // 2 + 20]
+    unframed = pixels(before)[top + draw_parts.PANEL // 2, left - draw_parts.STEP + draw_parts.PANEL // 2 + 20]
     assert np.ptp(unframed) < 5  # the word "a" is of no phrase: grey
 
 
@@ -153,4 +153,6 @@ def test_a_hard_caption_and_many_words_fit_on_the_sheet():
     words = tuple(WordSpan(f"word{index}", index, index + 1, (index % 6,)) for index in range(20))
     example = Example("x" * 200 + ".jpg", "costs $5 and $6_{\\bad 狗 \n" * 30, words, ())
     sheet = draw.draw_word_sheet(arrays(), MapFacts("", 1, 1, GRID, (), (example,)), "fusion.0.cross_attention")
-    assert sheet.height == draw.HEADER + draw.CAPTION + 3 * (draw.TITLE + draw.STEP) + 12 + draw.FOOTER  # 20 words, 7 in a line
+    assert (
+        sheet.height == draw_parts.HEADER + draw_parts.CAPTION + 3 * (draw_parts.TITLE + draw_parts.STEP) + 12 + draw_parts.FOOTER
+    )  # 20 words, 7 in a line

@@ -72,7 +72,7 @@ def test_missing_files_are_named(tmp_path):
 def test_other_files_and_other_versions_are_refused(tmp_path):
     path, sidecar = save_maps(tmp_path / "x.safetensors", arrays(), FACTS)
     good = sidecar.read_text()
-    for bad in ("{", "[]", json.dumps({**json.loads(good), "version": 2}), json.dumps({"version": 1, "examples": []})):
+    for bad in ("{", "[]", json.dumps({**json.loads(good), "version": 3}), json.dumps({"version": 2, "examples": []})):
         sidecar.write_text(bad)
         with pytest.raises(InputError, match="write"):
             load_maps(path)

@@ -71,3 +71,14 @@ def test_the_place_of_a_patch_matters():
 def test_impossible_shapes_name_the_key(arguments, message):
     with pytest.raises(ValueError, match=message):
         VisionTransformer(**arguments)
+
+
+def test_a_picture_reads_the_same_with_patches_left_out_by_a_mask_or_by_their_rows():
+    torch.manual_seed(0)
+    model = VisionTransformer(image_size=24, patch_size=8, dim=16, depth=2, heads=4)
+    image, kept = torch.randn(2, 3, 24, 24), torch.tensor([0, 2, 3, 7])
+    embedded = model.embedding(image)
+    assert torch.equal(model.read(embedded).tokens, model(image).tokens)
+    mask = torch.zeros(2, 10, dtype=torch.bool)
+    mask[:, kept] = True
+    torch.testing.assert_close(model.read(embedded, mask).tokens[:, kept], model.read(embedded[:, kept]).tokens, atol=1e-6, rtol=1e-5)

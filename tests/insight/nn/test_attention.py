@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from insight.errors import InputError
-from insight.nn.attention import Attention, attend, attend_explicit, attention_weights
+from insight.nn.attention import Attention, attend, attend_explicit, attention_weights, scores_at_once, scores_by_head
 
 
 def random_heads(seed=0, dtype=torch.float32):
@@ -70,7 +70,7 @@ def test_attention_equals_torch_multi_head_attention_with_the_same_weights():
     mask[1, 2:] = False
     expected, expected_weights = theirs(x, context, context, key_padding_mask=~mask, average_attn_weights=False)
     seen = []
-    ours.tap.listeners.append(lambda query, key, mask: seen.append(attention_weights(query, key, mask)))
+    ours.tap.listeners.append(lambda call: seen.append(attention_weights(call.query_BHTK, call.key_BHSK, call.mask_BS)))
     torch.testing.assert_close(ours(x, context, mask), expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(seen[0], expected_weights, atol=1e-6, rtol=1e-5)
 
@@ -106,6 +106,17 @@ def test_the_weights_of_a_row_without_any_key_are_zero():
     weights = attention_weights(query, key, mask)
     assert torch.equal(weights[0], torch.zeros(3, 5, 7))
     torch.testing.assert_close(weights[1].sum(-1), torch.ones(3, 5))
+
+
+@pytest.mark.parametrize("layout", ["heads apart", "heads side by side"])  # the second is how a layer cuts them from one linear map
+def test_scores_of_either_device_are_the_scaled_products_of_queries_and_keys(layout):
+    query, key, _, _ = random_heads()
+    if layout == "heads side by side":
+        query, key = (one.transpose(1, 2).contiguous().transpose(1, 2) for one in (query, key))
+    expected = torch.einsum("bhtk,bhsk->hbts", query, key) / math.sqrt(query.shape[-1])
+    with torch.no_grad():
+        for scores in (scores_at_once, scores_by_head):
+            torch.testing.assert_close(scores(query, key), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_weights_are_float32_within_autocast():

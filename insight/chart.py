@@ -9,6 +9,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 WIDTH, HEIGHT = 360, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 20, 24  # margins
+LETTER = 5.2  # of a mark's name: its width
 MOST_POINTS = 300  # of a line; more are averaged
 FEW_POINTS = 40  # up to so many are marked
 
@@ -47,10 +48,13 @@ def line_chart(title: str, lines: Sequence[Line], marks: Sequence[tuple[float, s
     for x in x_ticks:
         across, _ = place(x, low_y)
         parts.append(f'<text class="tick" x="{across}" y="{HEIGHT - 6}" text-anchor="middle">{number(x)}</text>')
+    end = 0.0  # of the name before, on the lower line
     for x, name in marks:
         across, _ = place(x, low_y)
         parts.append(f'<line class="mark" x1="{across}" x2="{across}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-        parts.append(f'<text class="mark-name" x="{across}" y="{TOP - 6}">{escape(name)}</text>')
+        raised = float(across) < end
+        parts.append(f'<text class="mark-name" x="{across}" y="{TOP - (14 if raised else 5)}">{escape(name)}</text>')
+        end = 0.0 if raised else float(across) + LETTER * len(name)
     for line in lines:
         placed = [place(x, y) for x, y in line.points]
         parts.append(f'<g class="{line.style}"><title>{escape(line.label)}</title>')
