@@ -41,13 +41,15 @@ def run(words: list[str], folder: Path, **environment: str) -> subprocess.Comple
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
 
 
+@pytest.mark.timeout(1500)
 def test_every_command_of_the_readme_runs(tmp_path, scenes_cache):
     cache = f"data.init_args.cache_dir={scenes_cache}"
-    first = run(["python", "train.py", "+experiment=flickr_multistage", *TINY, *SMALL_SCENES, cache], tmp_path)
+    looks = [f"+callbacks.score_card.init_args.{key}" for key in ("search_examples=8", "every_n_validations=1")]
+    first = run(["python", "train.py", "+experiment=flickr_multistage", *TINY, *SMALL_SCENES, *looks, cache], tmp_path)
     assert first.returncode == 0, first.stdout + first.stderr
     assert first.stdout.lstrip().startswith("generated data")
     assert "recall (fraction of queries)" in first.stdout and "mlflow ui" in first.stdout and "figures" in first.stdout

@@ -106,7 +106,7 @@ def recall_not_below_holder(
     return Verdict(
         "fails" if found.high < -margin else "holds",
         f"{own.value:.3f}, difference {interval(found, '+')}",
-        f"difference may be {-margin:g}",
+        f"difference not below {0 - margin:g}",
         f"{theirs.value:.3f}",
         metric,
     )
