@@ -28,6 +28,7 @@ PLAIN = [f"~callbacks.{name}" for name in ("attention_maps", "score_card", "drif
 NOT_RUN = (
     "make ",  # the targets run what is run here
     "mlflow ui",  # stays up until it is stopped
+    *(f"python -m benchmarks.{name}" for name in ("interactions", "perturbation", "tracking")),  # minutes each
     "python -m tracking.promote",  # needs three versions; the release notebook runs it
 )
 
