@@ -25,7 +25,7 @@ from insight.interpret.drift import (
 )
 from insight.interpret.families import family_of
 from insight.interpret.scorecard import ScoredMethod, check_methods, family_for
-from insight.metrics import check_metric_name
+from insight.metric_names import check_metric_name
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from insight.bootstrap import Interval, mean_interval
 from insight.errors import InputError
-from insight.metrics import DIRECTIONS, RECALL_AT, check_metric_name
+from insight.metric_names import check_metric_name
+from insight.metrics import DIRECTIONS, RECALL_AT
 from insight.query_ranks import QueryRanks, recall_difference, recall_interval
 
 RECALLS = tuple(f"test/{direction}_recall_at_{k}" for direction in DIRECTIONS for k in RECALL_AT)

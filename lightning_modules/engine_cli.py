@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from insight.errors import InputError
-from insight.metrics import check_metric_name
+from insight.metric_names import check_metric_name
 from insight.stages import Stage, StagePlan, check_arguments, check_plan
 from lightning_modules.base import ImageTextModule
 from lightning_modules.keys import CLASSES, check_keys, check_words

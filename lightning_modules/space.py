@@ -10,7 +10,7 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 
 from insight.errors import InputError
-from insight.metrics import check_metric_name, metric_names
+from insight.metric_names import check_metric_name, metric_names
 from insight.stages import nearest
 from lightning_modules.engine_cli import shorten
 from lightning_modules.keys import check_fields

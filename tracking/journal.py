@@ -23,7 +23,7 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from insight.errors import InputError
-from insight.metrics import repeats
+from insight.metric_names import repeats
 from tracking.records import Contents, Journal
 from tracking.shipper import Sender, Shipper, StoreState
 from tracking.store import LazyClient, resolve_tracking_uri, without_password

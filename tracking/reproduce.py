@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from insight.metrics import repeats
+from insight.metric_names import repeats
 from tracking import facts
 from tracking.past import SUMMARY, PastRun
 

@@ -7,7 +7,7 @@ import torch
 
 from callbacks.baselines import Baselines
 from insight.baselines import BlindPrior, ColourHistogram, Negative, evaluate_baseline
-from insight.metrics import check_metric_name
+from insight.metric_names import check_metric_name
 
 
 class Data:

@@ -21,7 +21,7 @@ from insight.interpret.explain import explain
 from insight.interpret.families import DualEncoder
 from insight.interpret.maps import Verdict, load_facts, load_maps, save_maps
 from insight.interpret.scorecard import ScoredMethod
-from insight.metrics import check_metric_name
+from insight.metric_names import check_metric_name
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.models.multimodal import MultiModalTransformer
 from tests.callbacks.tiny_fit import Keeper, Module, fit, pairs_batch

@@ -6,7 +6,7 @@ import torch
 from callbacks.baselines import Baselines
 from datamodules.scenes import ScenesDataModule
 from insight.errors import InputError
-from insight.metrics import check_metric_name
+from insight.metric_names import check_metric_name
 
 
 @pytest.fixture(scope="module")

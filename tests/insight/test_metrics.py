@@ -12,6 +12,7 @@ from torchmetrics.retrieval import RetrievalHitRate
 
 from insight import metrics
 from insight.errors import InputError
+from insight.metric_names import check_metric_name, metric_names
 from insight.metrics import Ranks, RetrievalMetrics, rerank, retrieval_ranks, retrieval_scores
 
 UNEQUAL = [5, 4, 6, 1, 5, 5, 6, 4, 5, 5, 2]
@@ -286,16 +287,16 @@ def test_what_is_computed_has_its_name_in_the_list():
     assert set(metrics.chance_recall(3)) <= set(computed)
     for name in computed:
         for prefix in ("val/", "test/", "test/reranked_"):
-            metrics.check_metric_name(prefix + name)
-        metrics.check_metric_name(f"test/baseline/blind_prior/{name}")
+            check_metric_name(prefix + name)
+        check_metric_name(f"test/baseline/blind_prior/{name}")
 
 
 def test_names_hold_only_what_mlflow_takes_and_each_is_there_once():
-    names = metrics.metric_names()
+    names = metric_names()
     assert len(names) == len(set(names))
     assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_/<>") for name in names)
     assert {"val/image_to_text_recall_at_1", "test/hard_negative_accuracy_unseen", "train/loss/<term>"} <= set(names)
-    assert not any(name.startswith(("test/", "train/")) for name in metrics.metric_names(splits=["val"]))
+    assert not any(name.startswith(("test/", "train/")) for name in metric_names(splits=["val"]))
 
 
 @pytest.mark.parametrize(
@@ -311,7 +312,7 @@ def test_names_hold_only_what_mlflow_takes_and_each_is_there_once():
     ],
 )
 def test_a_known_name_says_which_way_is_better(name, better):
-    assert metrics.check_metric_name(name).better == better
+    assert check_metric_name(name).better == better
 
 
 @pytest.mark.parametrize(
@@ -327,5 +328,5 @@ def test_a_known_name_says_which_way_is_better(name, better):
 )
 def test_an_unknown_name_is_refused_with_the_nearest(name, suggestion):
     with pytest.raises(InputError) as raised:
-        metrics.check_metric_name(name)
+        check_metric_name(name)
     assert name in str(raised.value) and suggestion in str(raised.value)

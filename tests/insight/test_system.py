@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from insight.metrics import check_metric_name, repeats
+from insight.metric_names import check_metric_name, repeats
 from insight.system import PowerReader, SystemSampler, parse_power
 
 TEXT = """*** Sampled system activity (Wed Nov 25 10:00:00 2026 +0000) (502.30ms elapsed) ***

@@ -15,7 +15,7 @@ from callbacks.embedding_figures import EmbeddingFigures
 from callbacks.system_metrics import SystemMetrics
 from callbacks.training_figures import TrainingFigures
 from insight.errors import InputError
-from insight.metrics import check_metric_name
+from insight.metric_names import check_metric_name
 from insight.optim import warmup_cosine
 from lightning_modules.drive import run_stages
 from lightning_modules.engine_cli import build

@@ -15,7 +15,7 @@ from insight.interpret.draw_methods import (
     verdict_words,
 )
 from insight.interpret.maps import BoxedPhrase, Example, MapFacts, MethodFacts, Verdict, save_maps
-from insight.metrics import check_metric_name
+from insight.metric_names import check_metric_name
 
 POINTING, DELETION = COLUMNS[0], COLUMNS[4]
 
