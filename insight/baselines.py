@@ -140,7 +140,7 @@ def chosen_fraction(true_N: Tensor, false_N: Tensor) -> float:
 def evaluate_baseline(
     baseline: Baseline, images: Tensor, captions: Sequence[Sequence[str]], negatives: Iterable[Negative] = ()
 ) -> dict[str, float]:
-    """Retrieval scores under the names of :data:`insight.metrics.RETRIEVAL_NAMES`, and ``hard_negative_accuracy_seen`` and ``_unseen``
+    """Retrieval scores under the names of :func:`insight.metrics.retrieval_scores`, and ``hard_negative_accuracy_seen`` and ``_unseen``
     where there are such negatives."""
     image_id_B = torch.arange(len(images))
     caption_image_id_C = torch.repeat_interleave(image_id_B, torch.tensor([len(group) for group in captions]))
