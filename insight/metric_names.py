@@ -49,6 +49,7 @@ METRIC_NAMES = (
     MetricName("<split>/reranked_<direction>_median_rank", ("test",), "min", "median rank after re-ranking"),
     MetricName("<split>/reranked_<direction>_mean_rank", ("test",), "min", "mean rank after re-ranking"),
     MetricName("<split>/reranked_mean_recall", ("test",), "max", "mean of the six recalls after re-ranking"),
+    MetricName("<split>/accuracy_top_<k>", ("val", "test"), "max", "pictures whose class is among the k that are most likely"),
     MetricName("<split>/hard_negative_accuracy_<pairs>", ("test",), "max", "right caption above its twin with swapped attributes"),
     MetricName("<split>/reranked_hard_negative_accuracy_<pairs>", ("test",), "max", "the same by the matching head"),
     MetricName("<split>/baseline/<name>/<what>", ("test",), "", "the figure of that name, of a baseline"),
