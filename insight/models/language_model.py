@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from insight.errors import InputError
 from insight.nn.block import blocks, norm
 from insight.nn.cache import BlockCache
 from insight.nn.embed import TokenEmbedding
@@ -76,12 +75,6 @@ class LanguageModel(nn.Module):
         Raises:
             InputError: they go beyond the positions.
         """
-        end = start + tokens_CT.shape[1]
-        if end > self.context_length:
-            raise InputError(
-                f"a text of {end} tokens is longer than the model's {self.context_length} positions: "
-                f"shorten it (data.init_args.context_length), or build the model with context_length={end}"
-            )
         return self.embedding(tokens_CT, start)
 
     def read(self, x_CTD: Tensor, mask_CT: Tensor | None = None, caches: list[BlockCache] | None = None) -> Tensor:

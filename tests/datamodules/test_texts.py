@@ -13,7 +13,8 @@ from datamodules.scenes import ScenesDataModule
 from datamodules.text_folder import TextFolderDataModule
 from insight.errors import InputError
 
-PARAGRAPHS = [f"paragraph {number} speaks of {word}" for number, word in enumerate("ape bee cat dog eel fox gnu hen ibis jay".split())]
+WORDS = ("ape", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay")
+PARAGRAPHS = [f"paragraph {number} speaks of {word}" for number, word in enumerate(WORDS)]
 
 
 @pytest.fixture

@@ -185,5 +185,5 @@ def test_a_missing_folder_and_a_hub_out_of_reach_name_the_remedy(tmp_path):
 
 
 def test_a_text_longer_than_the_positions_is_refused():
-    with pytest.raises(InputError, match="a text of 17 tokens is longer than the model's 16 positions: shorten it"):
+    with pytest.raises(InputError, match="captions of 17 tokens are longer than the model's context_length=16: cut them in the data"):
         model_of(KINDS["gpt2"])(torch.zeros(1, 17, dtype=torch.int64))
