@@ -97,7 +97,7 @@ class AttentionMaps(Watcher):
         with trainer.precision_plugin.forward_context():
             if isinstance(batch, LabelledBatch):
                 arrays, probability_BK = capture_classes(model, batch.image.to(device, dtype))
-                examples = labelled_examples(batch, trainer.datamodule.classes, probability_BK)  # type: ignore[attr-defined]
+                examples = labelled_examples(batch, trainer.datamodule.class_names(), probability_BK)  # type: ignore[attr-defined]
             else:
                 image = batch.image[batch.caption_row].to(device, dtype)
                 arrays = capture(model, image, batch.tokens.to(device), batch.token_mask.to(device))

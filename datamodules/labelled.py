@@ -196,23 +196,22 @@ class LabelledDataModule(LightningDataModule):
         return self._evaluation("test")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"fingerprint": self.fingerprint(), "classes": list(self.classes)} if self._splits else {}
+        return {"fingerprint": self.fingerprint(), "classes": list(self.class_names())} if self._splits else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """
         Raises:
             InputError: the weights know other classes than the data have.
         """
-        if state_dict and list(self.classes) != state_dict["classes"]:
+        if state_dict and list(self.class_names()) != state_dict["classes"]:
             raise InputError(
-                f"these weights know the classes {listed(state_dict['classes'])}, the data have {listed(self.classes)}: "
+                f"these weights know the classes {listed(state_dict['classes'])}, the data have {listed(self.class_names())}: "
                 "give data of the same classes"
             )
 
     # --- for people and callbacks ---
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the K classes, in the order of their labels."""
+    def class_names(self) -> tuple[str, ...]:
+        """Of the K classes, in the order of their labels."""
         self.prepare_data()
         assert self._found is not None
         return self._found.classes
@@ -223,7 +222,7 @@ class LabelledDataModule(LightningDataModule):
 
     def fingerprint(self) -> str:
         """SHA-256 over names, sizes, splits and classes of the pictures in use."""
-        digest = hashlib.sha256(json.dumps(self.classes).encode())
+        digest = hashlib.sha256(json.dumps(self.class_names()).encode())
         for split in SPLITS:
             for one in self._split(split).pictures:
                 digest.update(json.dumps([one.filename, one.size, one.split, one.label]).encode())
@@ -234,7 +233,7 @@ class LabelledDataModule(LightningDataModule):
         sizes = "/".join(f"{len(self._split(split))}" for split in SPLITS)
         assert self._found is not None
         kind = "generated data: " if self.generated else ""
-        return f"{kind}{self.title} at {self._found.root}: {sizes} pictures ({self._found.splits_by}), {len(self.classes)} classes"
+        return f"{kind}{self.title} at {self._found.root}: {sizes} pictures ({self._found.splits_by}), {len(self.class_names())} classes"
 
     def splits(self) -> dict[str, list[str]]:
         """File names by split, as recorded with a run."""

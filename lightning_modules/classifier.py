@@ -80,7 +80,7 @@ class ClassifierModule(StagedModule):
     quantities = ClassifierQuantities
     shown = Shown("accuracy", {f"accuracy_top_{k}": f"top-{k} accuracy" for k in TOP}, {"test": "test/"})
     example_word = "pictures"
-    data_needs = ("classes", "labels", "probe")
+    data_needs = ("class_names", "labels", "probe")
     progress = ("train/loss", "val/accuracy_top_1")
     result_files = ("predictions.json",)
     model: ImageClassifier
@@ -113,10 +113,10 @@ class ClassifierModule(StagedModule):
 
     # --- around the training ---
     def check_data(self, data: Any) -> None:
-        if len(data.classes) != self.num_classes:
+        if len(data.class_names()) != self.num_classes:
             raise InputError(
-                f"model.init_args.num_classes={self.num_classes}, but the data have {len(data.classes)} classes: "
-                f"set model.init_args.num_classes={len(data.classes)}"
+                f"model.init_args.num_classes={self.num_classes}, but the data have {len(data.class_names())} classes: "
+                f"set model.init_args.num_classes={len(data.class_names())}"
             )
 
     def references(self, data: Any, split: str) -> dict[str, dict[str, float]]:
@@ -134,8 +134,8 @@ class ClassifierModule(StagedModule):
         rows = [
             {
                 "filename": name,
-                "class": data.classes[labels[name]],
-                "named": data.classes[int(one.argmax())],
+                "class": data.class_names()[labels[name]],
+                "named": data.class_names()[int(one.argmax())],
                 "probability": float(one.max()),
             }
             for part in self._test_rows

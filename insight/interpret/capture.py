@@ -24,11 +24,17 @@ from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.models.multimodal import MultiModalTransformer
 
 LARGEST_PICTURE = 144  # pixels a side
+POOL = "image.pool.attend.attention"
 
 
 def image_layers(model: MultiModalTransformer | ImageClassifier) -> list[str]:
     """Module paths of the image tower's attention layers, the first first."""
     return [name for name in attention_layers(model) if name.startswith("image.blocks.")]
+
+
+def image_attentions(model: MultiModalTransformer | ImageClassifier) -> list[str]:
+    """The same, and the attention by which the tower pools, where it does so."""
+    return [*image_layers(model), *([POOL] if POOL in attention_layers(model) else [])]
 
 
 def shown_layers(model: MultiModalTransformer | ImageClassifier, layers: Collection[str] | None) -> tuple[str, ...]:
@@ -53,9 +59,8 @@ def capture(model: MultiModalTransformer, image_B3HW: Tensor, tokens_BT: Tensor,
     """One pass over B pictures with a caption each; the model is left as it was found. The most wanted arrays come first."""
     if len(image_B3HW) != len(tokens_BT):
         raise InputError(f"{len(image_B3HW)} pictures but {len(tokens_BT)} captions: capture() needs one caption for each picture")
-    towers = image_layers(model)
     crossings = [name for name in attention_layers(model) if name.endswith("cross_attention")]
-    with evaluating(model), record_attention(model, [*towers, *crossings]) as maps:
+    with evaluating(model), record_attention(model, [*image_attentions(model), *crossings]) as maps:
         if isinstance(model, CrossAttentionMultiModalTransformer):
             output = model(image_B3HW, tokens_BT, mask_BT)
             model.fuse(output.text.tokens, mask_BT, output.image.tokens)
@@ -69,16 +74,20 @@ def capture(model: MultiModalTransformer, image_B3HW: Tensor, tokens_BT: Tensor,
 
 def capture_classes(model: ImageClassifier, image_B3HW: Tensor) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The same of a classifier, and the probability of each class (B, K)."""
-    with evaluating(model), record_attention(model, image_layers(model)) as maps:
+    with evaluating(model), record_attention(model, image_attentions(model)) as maps:
         logits_BK = model(image_B3HW).logits
     return _as_arrays(image_B3HW, _of_tower(model, maps)), logits_BK.float().softmax(dim=-1).cpu().numpy()
 
 
 def _of_tower(model: MultiModalTransformer | ImageClassifier, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rollout, and what the class token reads in each layer, the last one first."""
+    """Rollout, and what the class token reads in each layer, the last one first; of a tower that pools otherwise, what it pools reads."""
     towers = image_layers(model)
-    found = {"rollout": rollout([maps[name] for name in towers])[:, 0]}
-    return found | {f"class/{name}": maps[name][:, :, 0] for name in reversed(towers)}
+    if POOL in maps:
+        read_BN = maps[POOL].mean(dim=1)[:, 0]
+    else:
+        read_BN = model.image.pool.readout(maps[towers[-1]][:, 0])
+    found = {"rollout": (read_BN[:, None] @ rollout([maps[name] for name in towers]))[:, 0]}
+    return found | {f"class/{name}": (read_BN[:, None, None] @ maps[name])[:, :, 0] for name in reversed(towers)}
 
 
 def _as_arrays(image_B3HW: Tensor, found: Mapping[str, Tensor]) -> dict[str, np.ndarray]:

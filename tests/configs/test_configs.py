@@ -20,7 +20,7 @@ from lightning_modules.keys import HYDRA_ONLY
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name not in ("experiment", "recipe", "gates", "sweep"))
 IMAGE_TEXT = ["flickr_dual_encoder", "flickr_multistage"]
-OTHERS = ["language_model"]  # each has a test of its own below
+OTHERS = ["language_model", "vit_scenes"]  # each has a test of its own below
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONFIGS / group).glob("*.yaml"))]
 OPTIONS.remove(("model", "gpt2"))  # reads weights when it is built: its test is below
 
@@ -70,6 +70,7 @@ def flickr_root(tmp_path_factory) -> Path:
 
 # what an option needs beside it, where the main job's own will not do
 LANGUAGE = ["+experiment=language_model"]
+CLASSES = ["+experiment=vit_scenes"]
 BESIDE: dict[tuple[str, str], list[str]] = {
     ("model", "multimodal"): ["stages=dual_encoder"],
     ("model", "language_model"): LANGUAGE,
@@ -77,6 +78,12 @@ BESIDE: dict[tuple[str, str], list[str]] = {
     ("data", "scenes_text"): LANGUAGE,
     ("data", "flickr30k_text"): LANGUAGE,
     ("data", "text_folder"): LANGUAGE,
+    ("model", "vit"): CLASSES,
+    ("stages", "classification"): CLASSES,
+    ("stages", "classification_from_weights"): CLASSES,
+    ("data", "scenes_labels"): CLASSES,
+    ("data", "image_folder"): CLASSES,
+    ("data", "torchvision"): CLASSES,
 }
 
 
@@ -157,3 +164,17 @@ def test_a_gpt2_checkpoint_is_built_and_a_folder_without_one_is_named(tmp_path):
     sizes = transformers.GPT2Config(vocab_size=300, n_positions=48, n_embd=8, n_layer=1, n_head=2)
     transformers.GPT2LMHeadModel(sizes).save_pretrained(tmp_path)
     assert build(composed(*words)).model.model.context_length == 48
+
+
+@pytest.mark.parametrize("stages", ["classification", "classification_from_weights"])
+def test_the_classifier_trains_one_step_of_every_stage_and_draws_what_it_looks_at(stages, scenes_cache, tmp_path):
+    place = [f"data.init_args.cache_dir={scenes_cache}", *(f"+data.init_args.num_{split}=24" for split in ("train", "val", "test"))]
+    common = [word for word in TINY if not any(part in word for part in ("image_depth", "embed_dim", "text_depth"))]
+    config = composed(*CLASSES, f"stages={stages}", *place, *common, "model.init_args.depth=2")
+    config |= {"run_dir": str(tmp_path / "run"), "run": {**config["run"], "output_dir": str(tmp_path / "outputs")}}
+    assert run_stages(build(config)) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert [stage["steps"] for stage in summary["stages"]] == [1] * len(config["stages"])
+    assert 0 <= summary["test"]["test/accuracy_top_1"] <= summary["test"]["test/accuracy_top_5"] <= 1
+    assert len(list((tmp_path / "run").glob("*/figures/*class-image.blocks.1.attention.png"))) == len(config["stages"])
+    assert len(json.loads((tmp_path / "run" / "predictions.json").read_text())) == 6

@@ -313,8 +313,8 @@ def test_what_cannot_be_bundled_leaves_the_old_bundle_in_place(bundle, model, tm
     assert load(kept.folder).sha256 == kept.sha256 and {path.name for path in tmp_path.iterdir()} == {"bundle"}
 
 
-@pytest.mark.parametrize("option", sorted(path.stem for path in (ROOT / "configs" / "model").glob("*.yaml")))
-def test_every_model_that_ships_can_be_bundled(option):
+@pytest.mark.parametrize("option", ["cross_attention", "multimodal"])  # runs of other tasks leave no bundle (deployment=none)
+def test_every_image_text_model_that_ships_can_be_bundled(option):
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "configs")):
         config = compose("train", overrides=[f"model={option}"]).model
