@@ -256,7 +256,7 @@ class LabelledDataModule(LightningDataModule):
 class LabelledSample(NamedTuple):
     """One picture as it is served."""
 
-    index: int  # in its split
+    row: int  # in its split
     image: Tensor  # (3, H, W) uint8
     counted: bool = True
 
@@ -285,9 +285,9 @@ class LabelledSamples(Dataset):
     def collate(self, samples: list[LabelledSample]) -> LabelledBatch:
         return LabelledBatch(
             image=normalise(torch.stack([sample.image for sample in samples])),
-            label=torch.tensor([self.pictures[sample.index].label for sample in samples]),
+            label=torch.tensor([self.pictures[sample.row].label for sample in samples]),
             counted=torch.tensor([sample.counted for sample in samples]),
-            filenames=tuple(self.pictures[sample.index].filename for sample in samples),
+            filenames=tuple(self.pictures[sample.row].filename for sample in samples),
         )
 
 

@@ -67,13 +67,13 @@ class TorchvisionDataModule(LabelledDataModule):
             )
         if not 0 < val_size < 0.5:
             raise InputError(f"data.init_args.val_size={val_size}: must be above 0 and below 0.5")
-        self.name, self.root, self.download, self.val_size = name, Path(root).expanduser(), download, val_size
+        self.dataset, self.root, self.download, self.val_size = name, Path(root).expanduser(), download, val_size
         self.title = f"torchvision's {name}"
         serving = Serving(batch_size, crop_scale_min, color_jitter, flip)
         super().__init__(cache_dir, image_size, serving, eval_batch_size, num_workers, train_images, eval_images, False, seed)
 
     def find(self) -> Labelled:
-        folder = self.cache_dir / f"torchvision-{self.name}"
+        folder = self.cache_dir / f"torchvision-{self.dataset}"
         if not folder.is_dir():
             self._export(folder)
         return read_image_folder(folder, {"val": self.val_size, "test": self.val_size}, self.seed)
@@ -83,29 +83,31 @@ class TorchvisionDataModule(LabelledDataModule):
         partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
         shutil.rmtree(partial, ignore_errors=True)
         try:
-            for split, arguments in part_names(self.name).items():
+            for split, arguments in part_names(self.dataset).items():
                 self._write(self._part(arguments), partial / split)
             partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
     def _part(self, arguments: dict[str, object]) -> VisionDataset:
-        kind = getattr(torchvision.datasets, self.name)
+        kind = getattr(torchvision.datasets, self.dataset)
         extra = {"download": self.download} if "download" in inspect.signature(kind).parameters else {}
         try:
             return kind(root=str(self.root), **arguments, **extra)
-        except (RuntimeError, OSError, ValueError) as error:  # torchvision's ways to say that a file is not there, or the network
+        except (RuntimeError, OSError, ValueError, TypeError) as error:  # torchvision's ways to say that something is not there
             raise InputError(
-                f"data.init_args.name={self.name}: torchvision cannot read it in {self.root} ({str(error).splitlines()[0]}): "
+                f"data.init_args.name={self.dataset}: torchvision cannot read it in {self.root} ({str(error).splitlines()[0]}): "
                 "put its files there, or set data.init_args.download=true"
             ) from error
 
     def _write(self, part: VisionDataset, place: Path) -> None:
         names = getattr(part, "classes", None)
-        for number in track(range(len(part)), f"Writing the pictures of {self.name} once", transient=True):  # type: ignore[arg-type]
+        for number in track(range(len(part)), f"Writing the pictures of {self.dataset} once", transient=True):  # type: ignore[arg-type]
             image, label = part[number]
             if not (isinstance(image, Image.Image) and isinstance(label, int)):
-                raise InputError(f"data.init_args.name={self.name}: its examples are not a picture with one class each: choose another set")
+                raise InputError(
+                    f"data.init_args.name={self.dataset}: its examples are not a picture with one class each: choose another set"
+                )
             named = str(names[label]).replace(os.sep, "-") if names else ""
             folder = place / f"{label:04d}-{named}".rstrip("-")  # in the order of the labels
             folder.mkdir(parents=True, exist_ok=True)

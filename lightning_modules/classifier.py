@@ -75,6 +75,9 @@ class ClassifierModule(StagedModule):
         weights: First weights of the tower: a file of torchvision's, timm's or this project's, ``hf-hub:OWNER/MODEL``, or a name of
             torchvision's weights; null: random.
         weights_head: Take the head from ``weights`` too; its classes must then be the data's.
+        weights_mean: Mean of the colours (RGB over 0..1) that a file of ``weights`` was trained on, e.g. 0.5 for many of timm's; null: what
+            the hub or torchvision says, else ImageNet's.
+        weights_std: Standard deviation of them.
     """
 
     quantities = ClassifierQuantities
@@ -101,12 +104,15 @@ class ClassifierModule(StagedModule):
         cutmix: float = 0.0,
         weights: str | None = None,
         weights_head: bool = False,
+        weights_mean: tuple[float, float, float] | None = None,
+        weights_std: tuple[float, float, float] | None = None,
     ) -> None:
         if num_classes < 2:
             raise InputError(f"model.init_args.num_classes={num_classes}: there must be at least two")
         model = ImageClassifier(num_classes, image_size, patch_size, dim, depth, heads, dropout, block, pool, patch_dropout)
         if weights is not None:
-            load_vision_transformer(model.image, read_source(weights), model.head if weights_head else None)
+            head = model.head if weights_head else None
+            load_vision_transformer(model.image, read_source(weights), head, weights_mean, weights_std)
         super().__init__(model)
         self.num_classes, self.mixing = num_classes, Mixing(num_classes, mixup, cutmix)
         self.val_accuracy, self.test_accuracy = accuracies(num_classes), accuracies(num_classes)
