@@ -10,18 +10,18 @@ import numpy as np
 from lightning.pytorch import LightningModule, Trainer
 
 from callbacks.watcher import Watcher, draw_aside
-from insight.data.batch import ImageTextBatch
-from insight.interpret.capture import capture, examples_of, shown_layers
+from insight.data.batch import ImageTextBatch, LabelledBatch
+from insight.interpret.capture import capture, capture_classes, examples_of, labelled_examples, shown_layers
 from insight.interpret.checks import newest_checks, sheet_verdicts
 from insight.interpret.maps import Example, MapFacts, save_maps
 from insight.interpret.tables import MAPS
 
 
 class Pairs(NamedTuple):
-    """The fixed pairs: row r of the pictures with row r of the tokens."""
+    """The fixed pairs: row r of the pictures with row r of the tokens, or with its class."""
 
-    batch: ImageTextBatch
-    examples: tuple[Example, ...]
+    batch: ImageTextBatch | LabelledBatch
+    examples: tuple[Example, ...]  # of captions; what is said of a class changes with every validation
     shown: tuple[str, ...]
     folder: Path
 
@@ -68,11 +68,13 @@ class AttentionMaps(Watcher):
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         shown_layers(pl_module.model, self.layers)  # type: ignore[arg-type]
 
-    def begin(self, trainer: Trainer, pl_module: LightningModule, batch: ImageTextBatch, folder: Path) -> None:
-        context_length = batch.tokens.shape[1]
-        tokenizer: Any = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
-        words = [tokenizer.words(text, context_length) for text in batch.texts]
-        self._pairs = Pairs(batch, examples_of(batch, words), shown_layers(pl_module.model, self.layers), folder)  # type: ignore[arg-type]
+    def begin(self, trainer: Trainer, pl_module: LightningModule, batch: ImageTextBatch | LabelledBatch, folder: Path) -> None:
+        examples: tuple[Example, ...] = ()
+        if isinstance(batch, ImageTextBatch):
+            context_length = batch.tokens.shape[1]
+            tokenizer: Any = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+            examples = examples_of(batch, [tokenizer.words(text, context_length) for text in batch.texts])
+        self._pairs = Pairs(batch, examples, shown_layers(pl_module.model, self.layers), folder)  # type: ignore[arg-type]
         self.capture_seconds = []
 
     def watch(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -91,15 +93,17 @@ class AttentionMaps(Watcher):
 
     def _capture(self, trainer: Trainer, pl_module: LightningModule, pairs: Pairs) -> None:
         model: Any = pl_module.model
-        batch, device, dtype = pairs.batch, pl_module.device, next(model.parameters()).dtype
-        image = batch.image[batch.caption_row].to(device, dtype)
+        batch, examples, device, dtype = pairs.batch, pairs.examples, pl_module.device, next(model.parameters()).dtype
         with trainer.precision_plugin.forward_context():
-            arrays = capture(model, image, batch.tokens.to(device), batch.token_mask.to(device))
+            if isinstance(batch, LabelledBatch):
+                arrays, probability_BK = capture_classes(model, batch.image.to(device, dtype))
+                examples = labelled_examples(batch, trainer.datamodule.class_names(), probability_BK)  # type: ignore[attr-defined]
+            else:
+                image = batch.image[batch.caption_row].to(device, dtype)
+                arrays = capture(model, image, batch.tokens.to(device), batch.token_mask.to(device))
         stage = getattr(pl_module, "stage_name", "")
         when = stage, trainer.current_epoch + 1, trainer.global_step
-        facts = MapFacts(
-            *when, model.image.grid_size, pairs.shown, pairs.examples, verdicts=sheet_verdicts(newest_checks(pairs.folder.parent))
-        )
+        facts = MapFacts(*when, model.image.grid_size, pairs.shown, examples, verdicts=sheet_verdicts(newest_checks(pairs.folder.parent)))
         pictures = len(pairs.shown) + any(name.startswith("words/") for name in arrays)
         keep = max(1, self.max_pictures // pictures)
         self.watching.submit(trainer, write_and_draw, pairs.folder, arrays, facts, keep)

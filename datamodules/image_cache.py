@@ -11,20 +11,32 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from rich.progress import track
 from torch import Tensor
 
-from datamodules.flickr30k_files import Picture
 from insight.data.images import PREPROCESSING_VERSION, open_image, working_image, working_size
 from insight.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 STALE_SECONDS = 3600  # a partial file that nobody has written to for so long is left over from a killed process
+
+
+class PictureFile(Protocol):
+    """What is asked of a picture."""
+
+    @property
+    def filename(self) -> str: ...
+    @property
+    def path(self) -> Path: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def modified(self) -> int: ...
 
 
 class ImageCache:
@@ -43,7 +55,9 @@ class ImageCache:
         return {"path": self.path, "_images": None}  # a pickled memory map would carry all pictures
 
 
-def build_cache(pictures: Sequence[Picture], image_size: int, cache_dir: Path, skip_broken: bool = False) -> tuple[ImageCache, set[str]]:
+def build_cache(
+    pictures: Sequence[PictureFile], image_size: int, cache_dir: Path, skip_broken: bool = False
+) -> tuple[ImageCache, set[str]]:
     """Find or make the cache of these pictures at this size -> the cache, and the names of pictures that cannot be decoded.
 
     The file appears under its name only when it is whole; a process that is killed leaves nothing that is taken for a cache.
@@ -71,13 +85,13 @@ def build_cache(pictures: Sequence[Picture], image_size: int, cache_dir: Path, s
     return ImageCache(path), set(broken)
 
 
-def cache_key(pictures: Sequence[Picture], image_size: int) -> str:
+def cache_key(pictures: Sequence[PictureFile], image_size: int) -> str:
     """Changes with the list of files, their sizes and times, the size of the working image and the way of making it."""
     facts = [[str(picture.path.absolute()), picture.size, picture.modified] for picture in pictures]
     return hashlib.sha256(json.dumps([PREPROCESSING_VERSION, working_size(image_size), facts]).encode()).hexdigest()[:32]
 
 
-def _write(pictures: Sequence[Picture], image_size: int, path: Path, note: Path) -> dict[str, str]:
+def _write(pictures: Sequence[PictureFile], image_size: int, path: Path, note: Path) -> dict[str, str]:
     side = working_size(image_size)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     broken: dict[str, str] = {}
@@ -102,7 +116,7 @@ def _write(pictures: Sequence[Picture], image_size: int, path: Path, note: Path)
     return broken
 
 
-def _decode(pictures: Sequence[Picture], image_size: int) -> Iterator[Tensor | InputError]:
+def _decode(pictures: Sequence[PictureFile], image_size: int) -> Iterator[Tensor | InputError]:
     """In order, on as many threads as there are cores (Pillow decodes outside the interpreter's lock), a bounded number ahead."""
 
     def decode(path: Path) -> Tensor | InputError:

@@ -164,6 +164,22 @@ def text_masked_language_modelling(text_masked_logits: Tensor, text_masked_targe
     return masked_language_modelling(text_masked_logits, text_masked_targets, text_masked_count)
 
 
+def causal_language_modelling(next_logits: Tensor, next_targets: Tensor, next_count: Tensor) -> Tensor:
+    """Name each token from those before it: the negative of L1, equation 1 of Radford et al. 2018, "Improving Language Understanding by
+    Generative Pre-Training", with as many tokens before it as the context holds, as a mean over tokens.
+
+    Args:
+        next_logits: (C, T, V)
+        next_targets: (C, T) int64, ``IGNORED`` where there is nothing to name.
+        next_count: (), named tokens of the whole batch divided by the number of devices: the mean over devices is the mean over tokens.
+
+    >>> round(causal_language_modelling(torch.zeros(1, 2, 8), torch.tensor([[3, IGNORED]]), torch.tensor(1)).item(), 4)  # log(8)
+    2.0794
+    """
+    loss = F.cross_entropy(next_logits.float().flatten(0, 1), next_targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    return loss / next_count.clamp(min=1)
+
+
 def decorrelation(image_embedding: Tensor, text_embedding: Tensor) -> Tensor:
     """Dimensions of an embedding should say different things: the covariance term of https://arxiv.org/abs/2105.04906, summed over both.
 

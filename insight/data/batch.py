@@ -1,4 +1,4 @@
-"""The batch that every data module makes and every model reads.
+"""The batches that data modules make and models read.
 
 B pictures, C captions (all captions of one picture contiguous), T tokens of the batch's longest caption, H and W pixels.
 """
@@ -46,3 +46,12 @@ def first_captions(batch: ImageTextBatch, count: int) -> ImageTextBatch:
     texts = tuple(text for text, keep in zip(batch.texts, kept.tolist(), strict=True) if keep)
     chosen = {name: getattr(batch, name)[kept] for name in ("tokens", "token_mask", "caption_row", "caption_id")}
     return batch._replace(**chosen, texts=texts, phrases=())
+
+
+class LabelledBatch(NamedTuple):
+    """Pictures and the class of each."""
+
+    image: Tensor  # (B, 3, H, W) float32, normalised
+    label: Tensor  # (B,) int64
+    counted: Tensor  # (B,) bool; False: the same picture is counted elsewhere (several devices evaluate equally many)
+    filenames: tuple[str, ...]

@@ -90,7 +90,8 @@ def draw_class_sheet(arrays: dict[str, np.ndarray], facts: MapFacts, layer: str)
         sheet.scale(MARGIN + first + per_line * STEP, top + TITLE, PANEL, *attention_range(heats))
         caption(sheet, top + num_lines * (TITLE + STEP) - 4, example.caption)
     note = (
-        "Colour: attention that the class token pays to a patch, 1× = what it gets when attention is even; up to that nothing is painted. "
+        "Colour: attention that the class token (or what is pooled instead) pays to a patch, 1× = what it gets when attention is even; "
+        "up to that nothing is painted. "
         "One scale for all heads of a row. Rollout has its own scale, from its least to its most."
     )
     return finish(sheet, f"What the class token looks at: {layer}", facts, note)

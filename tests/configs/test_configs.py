@@ -19,8 +19,10 @@ from lightning_modules.keys import HYDRA_ONLY
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name not in ("experiment", "recipe", "gates", "sweep"))
-EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+IMAGE_TEXT = ["flickr_dual_encoder", "flickr_multistage"]
+OTHERS = ["language_model", "vit_scenes"]  # each has a test of its own below
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONFIGS / group).glob("*.yaml"))]
+OPTIONS.remove(("model", "gpt2"))  # reads weights when it is built: its test is below
 
 TINY = [
     "model.init_args.dim=16",
@@ -66,17 +68,39 @@ def flickr_root(tmp_path_factory) -> Path:
     return next(path.parent for path in cache.rglob("dataset_flickr30k.json"))
 
 
+# what an option needs beside it, where the main job's own will not do
+LANGUAGE = ["+experiment=language_model"]
+CLASSES = ["+experiment=vit_scenes"]
+BESIDE: dict[tuple[str, str], list[str]] = {
+    ("model", "multimodal"): ["stages=dual_encoder"],
+    ("model", "language_model"): LANGUAGE,
+    ("stages", "language_model"): LANGUAGE,
+    ("data", "scenes_text"): LANGUAGE,
+    ("data", "flickr30k_text"): LANGUAGE,
+    ("data", "text_folder"): LANGUAGE,
+    ("model", "vit"): CLASSES,
+    ("stages", "classification"): CLASSES,
+    ("stages", "classification_from_weights"): CLASSES,
+    ("data", "scenes_labels"): CLASSES,
+    ("data", "image_folder"): CLASSES,
+    ("data", "torchvision"): CLASSES,
+}
+
+
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda value: value)
 def test_every_option_of_every_group_composes_and_type_checks(group, option):
-    recipe = "dual_encoder" if option == "multimodal" else "three_stages"
-    build(composed(*([f"{group}={option}"] if group == "stages" else [f"{group}={option}", f"stages={recipe}"])))
+    build(composed(*BESIDE.get((group, option), []), f"{group}={option}"))
+
+
+def test_every_experiment_is_trained_by_a_test():
+    assert sorted([*IMAGE_TEXT, *OTHERS]) == sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 
 
 def test_a_debug_run_is_not_registered():
     assert composed("trainer=debug")["deployment"] == {"name": "flickr", "bundle": True, "register": False}
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("experiment", IMAGE_TEXT)
 @pytest.mark.parametrize("data", ["scenes", "flickr30k"])
 def test_every_experiment_trains_one_step_of_every_stage(experiment, data, flickr_root, scenes_cache, tmp_path):
     place = (
@@ -106,3 +130,51 @@ def test_every_recipe_changes_stages_that_exist(path):
     data, stages = path.stem.split("_", 1)
     plain, changed = composed(f"stages={stages}", f"data={data}", "~recipe"), composed(f"stages={stages}", f"data={data}")
     assert plain["stages"].keys() == changed["stages"].keys() and plain["stages"] != changed["stages"]
+
+
+@pytest.mark.parametrize("data", ["scenes_text", "flickr30k_text", "text_folder"])
+def test_the_language_model_trains_one_step_on_each_kind_of_text(data, flickr_root, scenes_cache, tmp_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "one.txt").write_text("\n\n".join(f"paragraph {number}" for number in range(30)))
+    place = {
+        "scenes_text": [
+            f"data.init_args.cache_dir={scenes_cache}",
+            *(f"+data.init_args.num_{split}=24" for split in ("train", "val", "test")),
+        ],
+        "flickr30k_text": [f"data.init_args.root={flickr_root}"],
+        "text_folder": [f"data.init_args.root={tmp_path / 'texts'}"],
+    }[data]
+    common = [word for word in TINY if not any(part in word for part in ("image", "embed_dim", "text_depth"))]
+    config = composed(
+        *LANGUAGE, f"data={data}", *place, *common, "model.init_args.depth=1", "callbacks.text_samples.init_args.num_examples=1"
+    )
+    config |= {"run_dir": str(tmp_path / "run"), "run": {**config["run"], "output_dir": str(tmp_path / "outputs")}}
+    assert run_stages(build(config)) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert [stage["steps"] for stage in summary["stages"]] == [1]
+    assert summary["test"]["test/baseline/bigram/perplexity"] < config["model"]["init_args"]["vocab_size"]
+    assert list((tmp_path / "run").glob("*/samples/*.txt")), "no text was written"
+
+
+def test_a_gpt2_checkpoint_is_built_and_a_folder_without_one_is_named(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    words = [*LANGUAGE, "model=gpt2", f"model.init_args.weights={tmp_path}"]
+    with pytest.raises(ValueError, match=r"config.json: no such file"):
+        build(composed(*words))
+    sizes = transformers.GPT2Config(vocab_size=300, n_positions=48, n_embd=8, n_layer=1, n_head=2)
+    transformers.GPT2LMHeadModel(sizes).save_pretrained(tmp_path)
+    assert build(composed(*words)).model.model.context_length == 48
+
+
+@pytest.mark.parametrize("stages", ["classification", "classification_from_weights"])
+def test_the_classifier_trains_one_step_of_every_stage_and_draws_what_it_looks_at(stages, scenes_cache, tmp_path):
+    place = [f"data.init_args.cache_dir={scenes_cache}", *(f"+data.init_args.num_{split}=24" for split in ("train", "val", "test"))]
+    common = [word for word in TINY if not any(part in word for part in ("image_depth", "embed_dim", "text_depth"))]
+    config = composed(*CLASSES, f"stages={stages}", *place, *common, "model.init_args.depth=2")
+    config |= {"run_dir": str(tmp_path / "run"), "run": {**config["run"], "output_dir": str(tmp_path / "outputs")}}
+    assert run_stages(build(config)) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert [stage["steps"] for stage in summary["stages"]] == [1] * len(config["stages"])
+    assert 0 <= summary["test"]["test/accuracy_top_1"] <= summary["test"]["test/accuracy_top_5"] <= 1
+    assert len(list((tmp_path / "run").glob("*/figures/*class-image.blocks.1.attention.png"))) == len(config["stages"])
+    assert len(json.loads((tmp_path / "run" / "predictions.json").read_text())) == 6

@@ -5,9 +5,10 @@ import torch
 from insight.data.batch import ImageTextBatch, Phrase
 from insight.data.images import normalise
 from insight.errors import InputError
-from insight.interpret.capture import capture, examples_of, shown_layers
+from insight.interpret.capture import capture, capture_classes, examples_of, shown_layers
 from insight.interpret.record import attention_layers, record_attention
 from insight.interpret.untouched import evaluating
+from insight.models.classifier import ImageClassifier
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.models.multimodal import MultiModalTransformer
 
@@ -90,3 +91,29 @@ def test_each_example_gets_its_own_words_and_phrases():
     first, second = examples_of(batch, [[("cat", 2, 5, [2])], [("dog", 2, 5, (2, 3))]])
     assert (first.filename, first.caption, first.words[0].positions, first.phrases[0].text) == ("x.jpg", "a cat", (2,), "cat")
     assert (second.filename, second.words[0].text, second.phrases[0].boxes) == ("y.jpg", "dog", ((0.0, 0.0, 1.0, 1.0),))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pool", ["first", "mean", "attention"])
+def test_a_classifiers_maps_are_read_as_it_pools_and_its_answer_stands_beside_them(pool):
+    torch.manual_seed(0)
+    model, image = ImageClassifier(3, 16, 8, 16, depth=2, heads=2, pool=pool).eval(), torch.randn(2, 3, 16, 16)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    arrays, probability = capture_classes(model, image)
+    with record_attention(model) as maps:
+        logits = model(image).logits
+    last = maps["image.blocks.1.attention"]
+    mixed = [(maps[f"image.blocks.{index}.attention"].mean(dim=1) + torch.eye(5)) / 2 for index in range(2)]
+    rolled = mixed[1] @ mixed[0]
+    if pool == "first":
+        expected, expected_rollout = last[:, :, 0], rolled[:, 0]
+    elif pool == "mean":
+        expected, expected_rollout = last[:, :, 1:].mean(dim=2), rolled[:, 1:].mean(dim=1)
+    else:
+        read = maps["image.pool.attend.attention"].mean(dim=1)
+        expected, expected_rollout = (read[:, None] @ last)[:, :, 0], (read @ rolled)[:, 0]
+    np.testing.assert_allclose(arrays["class/image.blocks.1.attention"], expected.numpy(), atol=1e-3)
+    np.testing.assert_allclose(arrays["rollout"], expected_rollout.numpy(), atol=1e-3)
+    np.testing.assert_allclose(probability, logits.softmax(dim=-1).numpy(), atol=1e-6)
+    assert shown_layers(model, ["image.blocks.0"]) == ("image.blocks.0.attention",)
