@@ -73,16 +73,16 @@ def test_questions_are_those_of_the_seed_and_place_alone():
 
 def test_who_does_not_look_gets_little_right():
     answers: dict[str, Counter] = defaultdict(Counter)
-    for _, question in asked("train", 600):
+    for _, question in asked("train", 300):
         answers[question.kind][question.answer] += 1
     most = {kind: max(counts.values()) / counts.total() for kind, counts in answers.items()}
     # even answers would give 1/8, 1/8, 1/2, 1/4, 1/3 or so, 1/2, 1/2
-    highest = {"colour": 0.2, "shape": 0.2, "size": 0.56, "texture": 0.4, "count": 0.45, "exists": 0.55, "relation": 0.55}
+    highest = {"colour": 0.25, "shape": 0.25, "size": 0.62, "texture": 0.45, "count": 0.45, "exists": 0.6, "relation": 0.6}
     assert all(most[kind] <= highest[kind] for kind in KINDS), most
 
 
 def test_training_never_asks_for_pairs_that_it_lacks():
-    for scene, question in asked("train", 200):
+    for scene, question in asked("train", 80):
         assert scene.seen
         if question.kind in ("exists", "count"):
             colours = [word for word in question.text.split() if word in COLOURS]
