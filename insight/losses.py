@@ -164,6 +164,35 @@ def text_masked_language_modelling(text_masked_logits: Tensor, text_masked_targe
     return masked_language_modelling(text_masked_logits, text_masked_targets, text_masked_count)
 
 
+def captioning(caption_logits: Tensor, caption_targets: Tensor, caption_count: Tensor) -> Tensor:
+    """Write the caption of the picture, each token from those before it: equation 2 of https://arxiv.org/abs/2205.01917 (CoCa).
+
+    The paper's sum over tokens is a mean here, so that long captions and large batches weigh no more than others.
+
+    Args:
+        caption_logits: (C, T, V), of what comes after each token.
+        caption_targets: (C, T) int64, ``IGNORED`` where a caption has ended.
+        caption_count: (), tokens to write in the whole batch divided by the number of devices: the mean over devices is the mean over tokens.
+    """
+    return masked_language_modelling(caption_logits, caption_targets, caption_count)
+
+
+def answer_classification(answer_logits: Tensor, answer_targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Choose the answer of a question about a picture: cross-entropy over all answers, https://arxiv.org/abs/1505.00468, section 4.
+
+    Args:
+        answer_logits: (C, A), for C questions and A answers.
+        answer_targets: (C,) int64
+        label_smoothing: Part of the target that is spread over all answers.
+
+    Raises:
+        InputError: ``label_smoothing`` is not in 0..1.
+    """
+    if not 0 <= label_smoothing < 1:
+        raise InputError(f"label_smoothing={label_smoothing}: must be at least 0 and below 1")
+    return F.cross_entropy(answer_logits.float(), answer_targets, label_smoothing=label_smoothing)
+
+
 def decorrelation(image_embedding: Tensor, text_embedding: Tensor) -> Tensor:
     """Dimensions of an embedding should say different things: the covariance term of https://arxiv.org/abs/2105.04906, summed over both.
 

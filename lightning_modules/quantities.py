@@ -246,3 +246,20 @@ class CrossAttentionQuantities(Quantities):
     def text_masked_count(self) -> Tensor:
         """(): hidden words of all devices divided by the number of devices."""
         return gather((self.text_masked_targets != IGNORED).sum()[None]).sum() / world_size()
+
+    @cached_property
+    def caption_logits(self) -> Tensor:
+        """(C, T, V): what the decoder writes after each token of this device's captions, their last place left out."""
+        batch = self._batch
+        return self._model.write(batch.tokens[:, :-1], self._image.tokens, image_row_C=batch.caption_row).logits
+
+    @cached_property
+    def caption_targets(self) -> Tensor:
+        """(C, T): the next token."""
+        batch = self._batch
+        return batch.tokens[:, 1:].masked_fill(~batch.token_mask[:, 1:], IGNORED)
+
+    @cached_property
+    def caption_count(self) -> Tensor:
+        """(): tokens to write on all devices divided by the number of devices."""
+        return gather((self.caption_targets != IGNORED).sum()[None]).sum() / world_size()
