@@ -172,13 +172,13 @@ def captioning(caption_logits: Tensor, caption_targets: Tensor, caption_count: T
     Args:
         caption_logits: (C, T, V), of what comes after each token.
         caption_targets: (C, T) int64, ``IGNORED`` where a caption has ended.
-        caption_count: (), tokens to write in the whole batch divided by the number of devices: the mean over devices is the mean over tokens.
+        caption_count: (), tokens to write in the whole batch divided by the number of devices.
     """
     return masked_language_modelling(caption_logits, caption_targets, caption_count)
 
 
 def answer_classification(answer_logits: Tensor, answer_targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Choose the answer of a question about a picture: cross-entropy over all answers, https://arxiv.org/abs/1505.00468, section 4.
+    """Choose the answer of a question about a picture: cross-entropy over all answers, as https://arxiv.org/abs/1505.00468.
 
     Args:
         answer_logits: (C, A), for C questions and A answers.

@@ -148,3 +148,30 @@ class Transformer(nn.Module):
     def forward(self, source_CS: Tensor, source_mask_CS: Tensor, target_CT: Tensor, target_mask_CT: Tensor | None = None) -> DecoderOutput:
         """Both masks: True = a real token."""
         return self.decoder(target_CT, self.encode(source_CS, source_mask_CS), target_mask_CT, source_mask_CS)
+
+
+class DecoderReader:
+    """Texts that a decoder writes of a context, as ``insight.generation`` asks for them.
+
+    Args:
+        context_BSD: What each text is about.
+        context_mask_BS: True = a token of it that may be read; None: all.
+        copies: Texts of each row, side by side: the beams of a search.
+    """
+
+    def __init__(self, decoder: Decoder, context_BSD: Tensor, context_mask_BS: Tensor | None = None, copies: int = 1) -> None:
+        self.decoder, self.context_length = decoder, decoder.context_length
+        self.context_BSD = context_BSD.repeat_interleave(copies, dim=0)
+        self.mask_BS = None if context_mask_BS is None else context_mask_BS.repeat_interleave(copies, dim=0)
+        self.cache = decoder.new_cache()
+
+    def read(self, tokens_BT: Tensor) -> Tensor:
+        """Read on, by the next T tokens of every text: logits (B, V) of what comes after them."""
+        return self.decoder(tokens_BT, self.context_BSD, context_mask_BS=self.mask_BS, cache=self.cache).logits[:, -1]
+
+    def keep_rows(self, row_B: Tensor) -> None:
+        """Text b becomes what text ``row_B[b]`` was."""
+        self.context_BSD = self.context_BSD[row_B]
+        self.mask_BS = None if self.mask_BS is None else self.mask_BS[row_B]
+        for one in self.cache:
+            one.keep_rows(row_B)

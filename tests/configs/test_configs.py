@@ -20,7 +20,7 @@ from lightning_modules.keys import HYDRA_ONLY
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name not in ("experiment", "recipe", "gates", "sweep"))
 IMAGE_TEXT = ["flickr_dual_encoder", "flickr_multistage"]
-OTHERS: list[str] = []  # each has a test of its own below
+OTHERS = ["captioning", "visual_questions"]  # each has a test of its own below
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONFIGS / group).glob("*.yaml"))]
 
 TINY = [
@@ -70,6 +70,11 @@ def flickr_root(tmp_path_factory) -> Path:
 # what an option needs beside it, where the main job's own will not do
 BESIDE: dict[tuple[str, str], list[str]] = {
     ("model", "multimodal"): ["stages=dual_encoder"],
+    ("model", "visual_questions"): ["+experiment=visual_questions"],
+    ("data", "visual_questions"): ["+experiment=visual_questions"],
+    ("stages", "captioning"): ["model=captioner"],
+    ("stages", "visual_questions"): ["+experiment=visual_questions"],
+    ("callbacks", "visual_questions"): ["+experiment=visual_questions"],
 }
 
 
