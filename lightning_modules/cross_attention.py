@@ -14,6 +14,7 @@ from insight.errors import InputError
 from insight.metrics import Ranks, rerank, retrieval_ranks, retrieval_scores
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.models.multimodal import ImageFeatures, TextFeatures
+from insight.nn.settings import PLAIN, BlockSettings
 from lightning_modules.base import ImageTextModule
 from lightning_modules.quantities import CrossAttentionQuantities
 
@@ -38,6 +39,7 @@ class CrossAttentionModule(ImageTextModule):
         fusion_depth: Blocks in which text reads the image.
         rerank_top_k: Candidates of each query that the matching head re-orders in the test; 0 = no re-ranking.
         fuse_every: In training the fusion reads every n-th picture of a batch; 1 = all.
+        block: How the blocks of both towers and of the fusion are made.
     """
 
     quantities = CrossAttentionQuantities
@@ -58,6 +60,7 @@ class CrossAttentionModule(ImageTextModule):
         fusion_depth: int = 2,
         rerank_top_k: int = 16,
         fuse_every: int = 1,
+        block: BlockSettings = PLAIN,
     ) -> None:
         if rerank_top_k < 0:
             raise InputError(f"model.init_args.rerank_top_k={rerank_top_k}: must be 0 (none) or more")
@@ -76,6 +79,7 @@ class CrossAttentionModule(ImageTextModule):
                 embed_dim,
                 dropout=dropout,
                 fusion_depth=fusion_depth,
+                block=block,
             )
         )
         self.rerank_top_k, self.fuse_every = rerank_top_k, fuse_every

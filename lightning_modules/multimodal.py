@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from insight.models.multimodal import MultiModalTransformer
+from insight.nn.settings import PLAIN, BlockSettings
 from lightning_modules.base import ImageTextModule
 
 
@@ -20,6 +21,7 @@ class MultiModalModule(ImageTextModule):
         heads: Attention heads; divides ``dim``.
         embed_dim: Width of the common embedding.
         dropout: Dropout in the blocks.
+        block: How the blocks of both towers are made.
     """
 
     def __init__(
@@ -34,9 +36,10 @@ class MultiModalModule(ImageTextModule):
         heads: int = 4,
         embed_dim: int = 128,
         dropout: float = 0.0,
+        block: BlockSettings = PLAIN,
     ) -> None:
         super().__init__(
             MultiModalTransformer(
-                vocab_size, image_size, patch_size, context_length, dim, image_depth, text_depth, heads, embed_dim, dropout=dropout
+                vocab_size, image_size, patch_size, context_length, dim, image_depth, text_depth, heads, embed_dim, dropout, block
             )
         )

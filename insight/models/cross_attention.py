@@ -9,9 +9,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from insight.models.multimodal import ImageFeatures, MultiModalTransformer, TextFeatures
-from insight.nn.block import FusionBlock
+from insight.nn.block import fusion_blocks, norm
 from insight.nn.linear import linear
 from insight.nn.pool import masked_mean
+from insight.nn.settings import PLAIN, BlockSettings
 
 
 class CrossAttentionMultiModalTransformer(MultiModalTransformer):
@@ -30,10 +31,11 @@ class CrossAttentionMultiModalTransformer(MultiModalTransformer):
         embed_dim: int = 128,
         dropout: float = 0.0,
         fusion_depth: int = 2,
+        block: BlockSettings = PLAIN,
     ) -> None:
-        super().__init__(vocab_size, image_size, patch_size, context_length, dim, image_depth, text_depth, heads, embed_dim, dropout)
-        self.fusion = nn.ModuleList([FusionBlock(dim, heads, dropout=dropout) for _ in range(fusion_depth)])
-        self.fusion_norm = nn.LayerNorm(dim)
+        super().__init__(vocab_size, image_size, patch_size, context_length, dim, image_depth, text_depth, heads, embed_dim, dropout, block)
+        self.fusion = fusion_blocks(fusion_depth, dim, heads, dropout, block)
+        self.fusion_norm = norm(dim, block)
         self.match_head = linear(dim, 2)
         # its own rows, not the token embedding's: those are locked in some stages, and small where they are not
         self.masked_head = nn.Sequential(linear(dim, dim), nn.GELU(), nn.LayerNorm(dim), linear(dim, vocab_size))
@@ -50,9 +52,9 @@ class CrossAttentionMultiModalTransformer(MultiModalTransformer):
 
         Row c of the text reads row ``image_row_C[c]`` of the image; None: row c, and B = C.
         """
-        x_CTD = text_tokens_CTD
+        x_CTD, turn = text_tokens_CTD, self.text.rotation(text_tokens_CTD)
         for block in self.fusion:
-            x_CTD = block(x_CTD, text_mask_CT, image_tokens_BND, image_mask_BN, image_row_C)
+            x_CTD = block(x_CTD, text_mask_CT, image_tokens_BND, image_mask_BN, image_row_C, turn)
         return self.fusion_norm(x_CTD)
 
     def match(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from insight.models.text_transformer import TextOutput, TextTransformer
 from insight.models.vision_transformer import VisionOutput, VisionTransformer
 from insight.nn.linear import linear
+from insight.nn.settings import PLAIN, BlockSettings
 
 MAX_LOGIT_SCALE = math.log(100.0)  # the bound of the paper, section 2.5
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
@@ -53,10 +54,11 @@ class MultiModalTransformer(nn.Module):
         heads: int = 4,
         embed_dim: int = 128,
         dropout: float = 0.0,
+        block: BlockSettings = PLAIN,
     ) -> None:
         super().__init__()
-        self.image = VisionTransformer(image_size, patch_size, dim, image_depth, heads, dropout=dropout)
-        self.text = TextTransformer(vocab_size, context_length, dim, text_depth, heads, dropout=dropout)
+        self.image = VisionTransformer(image_size, patch_size, dim, image_depth, heads, dropout, block)
+        self.text = TextTransformer(vocab_size, context_length, dim, text_depth, heads, dropout, block)
         self.image_projection = linear(dim, embed_dim, bias=False)
         self.text_projection = linear(dim, embed_dim, bias=False)
         self.word_head = linear(dim, vocab_size)  # of the image tower; only a loss asks for it
