@@ -15,8 +15,10 @@ from insight.metrics import Ranks, rerank, retrieval_ranks, retrieval_scores
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.models.multimodal import ImageFeatures, TextFeatures
 from insight.nn.settings import PLAIN, BlockSettings
+from insight.stages import Stage
 from lightning_modules.base import ImageTextModule
 from lightning_modules.quantities import CrossAttentionQuantities
+from lightning_modules.staged import BoundLoss
 
 PAIRS_AT_ONCE = 1024
 Features = TypeVar("Features", ImageFeatures, TextFeatures)
@@ -40,6 +42,7 @@ class CrossAttentionModule(ImageTextModule):
         rerank_top_k: Candidates of each query that the matching head re-orders in the test; 0 = no re-ranking.
         fuse_every: In training the fusion reads every n-th picture of a batch; 1 = all.
         block: How the blocks of both towers and of the fusion are made.
+        decoder_depth: Blocks of the decoder that writes captions; 0 = there is none.
     """
 
     quantities = CrossAttentionQuantities
@@ -61,6 +64,7 @@ class CrossAttentionModule(ImageTextModule):
         rerank_top_k: int = 16,
         fuse_every: int = 1,
         block: BlockSettings = PLAIN,
+        decoder_depth: int = 0,
     ) -> None:
         if rerank_top_k < 0:
             raise InputError(f"model.init_args.rerank_top_k={rerank_top_k}: must be 0 (none) or more")
@@ -80,9 +84,17 @@ class CrossAttentionModule(ImageTextModule):
                 dropout=dropout,
                 fusion_depth=fusion_depth,
                 block=block,
+                decoder_depth=decoder_depth,
             )
         )
         self.rerank_top_k, self.fuse_every = rerank_top_k, fuse_every
+
+    def check_stage(self, name: str, stage: Stage) -> dict[str, BoundLoss]:
+        bound = super().check_stage(name, stage)
+        for loss, (_, _, needed) in bound.items():
+            if self.model.decoder is None and "caption_logits" in needed:
+                raise InputError(f"stages.{name}.losses.{loss}: this model has no decoder; set model.init_args.decoder_depth=2")
+        return bound
 
     def quantities_of(self, batch: ImageTextBatch, generator: torch.Generator) -> CrossAttentionQuantities:
         return CrossAttentionQuantities(self.model, batch, generator, self._before, self.fuse_every)

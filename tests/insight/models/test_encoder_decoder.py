@@ -67,15 +67,15 @@ def test_with_copied_weights_it_is_torchs_own_transformer():
 
 def test_it_learns_to_write_a_text_backwards():
     torch.manual_seed(0)
-    model = Transformer(12, 12, 6, 6, 32, 1, 1, 4)
-    optimizer, generator = torch.optim.AdamW(model.parameters(), lr=3e-3), torch.Generator().manual_seed(0)
-    every = torch.ones(64, 5, dtype=torch.bool)
+    model = Transformer(8, 8, 5, 5, 16, 1, 1, 2)
+    optimizer, generator = torch.optim.AdamW(model.parameters(), lr=1e-2), torch.Generator().manual_seed(0)
+    every = torch.ones(32, 3, dtype=torch.bool)
 
     def batch():
-        source = torch.randint(2, 12, (64, 5), generator=generator)
-        return source, torch.cat([torch.ones(64, 1, dtype=torch.int64), source.flip(1)], dim=1)  # 1 = start
+        source = torch.randint(2, 8, (32, 3), generator=generator)
+        return source, torch.cat([torch.ones(32, 1, dtype=torch.int64), source.flip(1)], dim=1)  # 1 = start
 
-    for _ in range(220):
+    for _ in range(150):
         source, target = batch()
         logits = model(source, every, target[:, :-1]).logits
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), target[:, 1:].flatten())
@@ -85,7 +85,7 @@ def test_it_learns_to_write_a_text_backwards():
     source, target = batch()
     written = target[:, :1]
     with torch.no_grad():
-        for _ in range(5):  # each token from those that it wrote itself
+        for _ in range(3):  # each token from those that it wrote itself
             written = torch.cat([written, model(source, every, written).logits[:, -1:].argmax(dim=-1)], dim=1)
     assert (written == target).float().mean() > 0.95
 
@@ -113,7 +113,7 @@ def test_a_token_knows_nothing_of_those_after_it_and_all_of_the_context():
     changed[:, 3] = (changed[:, 3] + 1) % VOCAB
     with torch.no_grad():
         first, second = decoder(tokens, context).logits, decoder(changed, context).logits
-        other = decoder(tokens, context + torch.tensor([0, 0, 0, 1.0])[:, None]).logits  # the last token of the context
+        other = decoder(tokens, torch.cat([context[:, :3], torch.randn(2, 1, DIM)], dim=1)).logits
     assert torch.equal(first[:, :3], second[:, :3]) and not torch.allclose(first[:, 3:], second[:, 3:])
     assert not torch.isclose(first, other).all(dim=-1).any()
 
