@@ -164,6 +164,22 @@ def text_masked_language_modelling(text_masked_logits: Tensor, text_masked_targe
     return masked_language_modelling(text_masked_logits, text_masked_targets, text_masked_count)
 
 
+def causal_language_modelling(next_logits: Tensor, next_targets: Tensor, next_count: Tensor) -> Tensor:
+    """Name each token from those before it: the negative of L1, equation 1 of Radford et al. 2018, "Improving Language Understanding by
+    Generative Pre-Training", with as many tokens before it as the context holds, as a mean over tokens.
+
+    Args:
+        next_logits: (C, T, V)
+        next_targets: (C, T) int64, ``IGNORED`` where there is nothing to name.
+        next_count: (), named tokens of the whole batch divided by the number of devices: the mean over devices is the mean over tokens.
+
+    >>> round(causal_language_modelling(torch.zeros(1, 2, 8), torch.tensor([[3, IGNORED]]), torch.tensor(1)).item(), 4)  # log(8)
+    2.0794
+    """
+    loss = F.cross_entropy(next_logits.float().flatten(0, 1), next_targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    return loss / next_count.clamp(min=1)
+
+
 def captioning(caption_logits: Tensor, caption_targets: Tensor, caption_count: Tensor) -> Tensor:
     """Write the caption of the picture, each token from those before it: equation 2 of https://arxiv.org/abs/2205.01917 (CoCa).
 
@@ -174,7 +190,7 @@ def captioning(caption_logits: Tensor, caption_targets: Tensor, caption_count: T
         caption_targets: (C, T) int64, ``IGNORED`` where a caption has ended.
         caption_count: (), tokens to write in the whole batch divided by the number of devices.
     """
-    return masked_language_modelling(caption_logits, caption_targets, caption_count)
+    return causal_language_modelling(caption_logits, caption_targets, caption_count)
 
 
 def answer_classification(answer_logits: Tensor, answer_targets: Tensor, label_smoothing: float = 0.0) -> Tensor:

@@ -5,6 +5,7 @@ python -m lightning_modules.cli multistage --config RUN/config.yaml [--model.ini
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from insight.errors import InputError, TrainingFailure, report
 from insight.stages import nearest
 from lightning_modules.drive import evaluate, run_stages
 from lightning_modules.engine_cli import build
+from lightning_modules.writing import Writing, read_writing, write_texts
 
 
 def take(arguments: list[str], name: str) -> str | None:
@@ -67,12 +69,23 @@ def _predict(arguments: list[str]) -> int:
     return _evaluate(arguments, "predict")
 
 
+def _generate(arguments: list[str]) -> int:
+    """Texts by a run's language model: --prompt TEXT [--num 3 --temperature 0.8 --top_k 40 --top_p 0.95 | --beams 4] [--seed 0]."""
+    checkpoint = take(arguments, "ckpt_path")
+    words = {field.name: take(arguments, field.name) for field in dataclasses.fields(Writing)}
+    wanted = read_writing({name: word for name, word in words.items() if word is not None})
+    cli = build(arguments)
+    paths = cli.config.config or [None]
+    return write_texts(cli, str(paths[-1]) if paths[-1] else None, checkpoint, wanted)
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "multistage": _multistage,
     "fit": _fit,
     "validate": _validate,
     "test": _test,
     "predict": _predict,
+    "generate": _generate,
 }
 
 

@@ -328,7 +328,7 @@ def evaluate(cli: EngineCLI, function: str, config_path: str | None, checkpoint:
     if function == "predict" and not is_overridden("predict_step", cli.model):
         raise InputError(f"predict: {type(cli.model).__name__} has nothing to predict; validate and test give its figures")
     run_dir = Path(config_path).parent if config_path else None
-    path = Path(checkpoint) if checkpoint else _best_of(run_dir, function)
+    path = Path(checkpoint) if checkpoint else best_of(run_dir, function)
     load_weights(cli.model, path, cli.datamodule)
     cli.datamodule.prepare_data()
     cli.datamodule.setup(function)
@@ -351,7 +351,12 @@ def evaluate(cli: EngineCLI, function: str, config_path: str | None, checkpoint:
     return 0
 
 
-def _best_of(run_dir: Path | None, function: str) -> Path:
+def best_of(run_dir: Path | None, function: str) -> Path:
+    """The best checkpoint of a run's last finished stage.
+
+    Raises:
+        InputError: there is none; ``function`` is what it was needed for.
+    """
     ledger = run_dir / "stages.json" if run_dir else None
     if run_dir is None or ledger is None or not ledger.exists():
         raise InputError(

@@ -1,0 +1,63 @@
+"""How well texts are foreseen: perplexity per token, and two figures that models with other tokenizers can be compared by.
+
+C texts, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+from torchmetrics import SumMetric
+from torchmetrics.text import Perplexity
+
+from insight.losses import IGNORED
+
+
+class LanguageFigures(nn.Module):
+    """Gathered over batches and devices.
+
+    All three are one loss, the sum of ``-log p`` over the tokens that are named (each text's end among them), divided by something else:
+    ``perplexity`` is exp of it per token, ``perplexity_per_word`` per word and end, ``bits_per_byte`` is it in bits per byte of text.
+    Tokens differ between tokenizers; words and bytes do not.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.perplexity = Perplexity(ignore_index=IGNORED)
+        self.tokens, self.words, self.bytes = SumMetric(), SumMetric(), SumMetric()
+
+    def update(self, logits_CTV: Tensor, target_CT: Tensor, words: Tensor, bytes: Tensor) -> None:
+        """
+        Args:
+            target_CT: ``IGNORED`` where there is nothing to name.
+            words: (), words and ends among the targets.
+            bytes: (), bytes that the targets stand for.
+        """
+        self.perplexity.update(logits_CTV.float(), target_CT)
+        self.tokens.update((target_CT != IGNORED).sum())
+        self.words.update(words)
+        self.bytes.update(bytes)
+
+    def compute(self) -> dict[str, float]:
+        perplexity = float(self.perplexity.compute())
+        return figures(
+            math.log(perplexity) * float(self.tokens.compute()), *(float(one.compute()) for one in (self.tokens, self.words, self.bytes))
+        )
+
+    def reset(self) -> None:
+        for metric in (self.perplexity, self.tokens, self.words, self.bytes):
+            metric.reset()
+
+
+def figures(loss: float, tokens: float, words: float, bytes: float) -> dict[str, float]:
+    """The three from the summed loss in nats.
+
+    >>> figures(3 * math.log(8), tokens=3, words=2, bytes=9)["bits_per_byte"]
+    1.0
+    """
+    return {
+        "perplexity": math.exp(loss / tokens),
+        "perplexity_per_word": math.exp(min(loss / words, 700.0)),  # a bad model's is beyond what a float holds
+        "bits_per_byte": loss / math.log(2) / bytes,
+    }
