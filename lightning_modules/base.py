@@ -15,11 +15,10 @@ from insight.data.batch import ImageTextBatch, first_captions
 from insight.errors import InputError, TrainingFailure
 from insight.metrics import RetrievalMetrics, hard_negative_accuracy
 from insight.models.multimodal import MultiModalTransformer
+from insight.objective import BoundLoss, Objective
 from insight.optim import build_optimizer, build_schedule
-from insight.stages import LossTerm, Stage, bind_losses, derive_seed
+from insight.stages import Stage, bind_losses, derive_seed
 from lightning_modules.quantities import Quantities
-
-BoundLoss = tuple[Callable[..., Tensor], LossTerm, list[str]]
 
 
 class Prediction(NamedTuple):
@@ -43,7 +42,8 @@ class ImageTextModule(L.LightningModule):
         self.stage_name = ""
         self.stage_dir: Path | None = None
         self.stage_seed = 0
-        self._losses: dict[str, BoundLoss] = {}
+        self.total_steps = 1  # of the stage
+        self.losses = Objective({}, model)
         self._previous: list[MultiModalTransformer] = []  # in a list: neither trained, nor saved, nor moved as a part of this module
         self.val_retrieval = RetrievalMetrics()
         self.test_retrieval = RetrievalMetrics()
@@ -59,10 +59,10 @@ class ImageTextModule(L.LightningModule):
 
     def begin_stage(self, name: str, stage: Stage, folder: Path, seed: int) -> None:
         """Called by StageScheduler when the weights are those with which the stage starts."""
-        self._losses = self.check_stage(name, stage)
+        self.losses = Objective(self.check_stage(name, stage), self.model, stage.balance, f"stages.{name}")
         self.train()  # the stage before has left its frozen parts in evaluation mode
         self.stage, self.stage_name, self.stage_dir, self.stage_seed = stage, name, folder, seed
-        needs_previous = any(need.startswith("previous_") for _, _, needed in self._losses.values() for need in needed)
+        needs_previous = any(need.startswith("previous_") for need in self.losses.needs)
         self._previous = [copy.deepcopy(self.model).eval().requires_grad_(False)] if needs_previous else []
 
     def on_fit_start(self) -> None:
@@ -81,15 +81,16 @@ class ImageTextModule(L.LightningModule):
     def loss_terms(self, batch: ImageTextBatch, seed: int, training: bool) -> dict[str, Tensor]:
         """Weighted terms by name. In evaluation there is no second view, so terms over two views are left out."""
         values = self.quantities_of(batch, torch.Generator().manual_seed(seed))
-        return {
-            name: term.weight * function(**{need: getattr(values, need) for need in needed}, **term.arguments)
-            for name, (function, term, needed) in self._losses.items()
-            if training or "view_embedding" not in needed
-        }
+        return self.losses.terms(values, self.stage_progress if training else 1.0, () if training else ("view_embedding",))
+
+    @property
+    def stage_progress(self) -> float:
+        """Part of the stage's steps that is done, from 0 to 1."""
+        return min(1.0, self.trainer.global_step / self.total_steps)
 
     def training_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
         terms = self.loss_terms(batch, derive_seed(self.stage_seed, self.trainer.current_epoch, batch_idx), training=True)
-        loss = torch.stack(list(terms.values())).sum()
+        loss = self.losses.total(terms)
         if not torch.isfinite(loss):
             listed = ", ".join(f"{name}={float(value.detach()):g}" for name, value in terms.items())
             raise TrainingFailure(
@@ -101,6 +102,7 @@ class ImageTextModule(L.LightningModule):
             {"train/loss": loss.detach(), **{f"train/loss/{name}": value.detach() for name, value in terms.items()}},
             batch_size=len(batch.filenames),
         )
+        self.log_dict({f"train/loss_weight/{name}": weight for name, weight in self.losses.changing_weights(self.stage_progress).items()})
         self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         self.log("train/scale", self.model.scale.detach())
         return loss
@@ -109,13 +111,12 @@ class ImageTextModule(L.LightningModule):
         image, text = self.model.encode_image(batch.image), self.model.encode_text(batch.tokens, batch.token_mask)
         caption_image_id = batch.image_id[batch.caption_row]
         self.val_retrieval.update(image.embedding, text.embedding, batch.image_id, batch.caption_id, caption_image_id)
-        if self.trainer.world_size == 1 and self._losses:  # the shares of several devices differ in size: a loss over them is not defined
+        if self.losses.bound and self.trainer.world_size == 1:  # shares of several devices differ in size: no loss is defined over them
             served = self.trainer.datamodule.serving.captions_per_image  # type: ignore[attr-defined]
             part = batch if served == "all" else first_captions(batch, served)  # as many captions as in training
             terms = self.loss_terms(part, derive_seed(0, batch_idx), training=False)
             if terms:
-                total = torch.stack(list(terms.values())).sum()
-                values = {"val/loss": total, **{f"val/loss/{name}": value for name, value in terms.items()}}
+                values = {"val/loss": self.losses.total(terms), **{f"val/loss/{name}": value for name, value in terms.items()}}
                 self.log_dict(values, on_epoch=True, batch_size=len(batch.filenames))
 
     def on_validation_epoch_end(self) -> None:
@@ -181,7 +182,8 @@ class ImageTextModule(L.LightningModule):
             raise InputError("this module trains in stages: python train.py, or python -m lightning_modules.cli fit --stage NAME")
         key = f"stages.{self.stage_name}"
         optimizer = build_optimizer(self.named_parameters(), self.stage, key)
-        schedule = build_schedule(self.stage, int(self.trainer.estimated_stepping_batches), key)
+        self.total_steps = max(1, int(self.trainer.estimated_stepping_batches))
+        schedule = build_schedule(self.stage, self.total_steps, key)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {

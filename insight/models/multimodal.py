@@ -55,6 +55,7 @@ class MultiModalTransformer(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.embed_dim = embed_dim
         self.image = VisionTransformer(image_size, patch_size, dim, image_depth, heads, dropout=dropout)
         self.text = TextTransformer(vocab_size, context_length, dim, text_depth, heads, dropout=dropout)
         self.image_projection = linear(dim, embed_dim, bias=False)
