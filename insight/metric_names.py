@@ -39,6 +39,7 @@ METRIC_NAMES = (
     MetricName("<split>/update_ratio/<part>", ("train",), "", "length of a step in a part beside the length of its weights"),
     MetricName("<split>/false_negative_rate", ("train",), "min", "captions of other pictures in a batch that say the same"),
     MetricName("<split>/pairs_per_second", ("train",), "max", "captions trained on in a second, validations left out", repeats=False),
+    MetricName("<split>/<what>_per_second", ("train",), "max", "the same of another task's examples", repeats=False),
     MetricName("<split>/scale", ("train",), "", "factor of the cosine in the contrastive losses: 1 / temperature"),
     MetricName("<split>/alignment", ("val",), "min", "mean squared distance of a picture and its caption"),
     MetricName("<split>/modality_gap", ("val",), "", "distance between the mean picture and the mean caption"),
