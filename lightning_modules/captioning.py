@@ -16,11 +16,12 @@ from insight.captions import write_captions
 from insight.data.batch import ImageTextBatch
 from insight.errors import InputError
 from insight.gather import world_size
+from insight.objective import BoundLoss
 from insight.stages import Stage
 from lightning_modules.base import BASELINES
 from lightning_modules.cross_attention import CrossAttentionModule
 from lightning_modules.retrievals import RETRIEVAL_FILES
-from lightning_modules.staged import BoundLoss, Shown
+from lightning_modules.staged import Shown
 
 CAPTIONS, SHEET = "captions.json", "captions.png"
 METRICS = {"caption_bleu_4": "BLEU-4", "caption_cider_d": "CIDEr-D", "caption_rouge_l": "ROUGE-L"}

@@ -15,10 +15,10 @@ from insight.metrics import Ranks, rerank, retrieval_ranks, retrieval_scores
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.models.multimodal import ImageFeatures, TextFeatures
 from insight.nn.settings import PLAIN, BlockSettings
+from insight.objective import BoundLoss
 from insight.stages import Stage
 from lightning_modules.base import ImageTextModule
 from lightning_modules.quantities import CrossAttentionQuantities
-from lightning_modules.staged import BoundLoss
 
 PAIRS_AT_ONCE = 1024
 Features = TypeVar("Features", ImageFeatures, TextFeatures)
