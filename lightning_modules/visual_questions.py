@@ -70,7 +70,7 @@ class VisualQuestionModule(StagedModule):
         },
     )
     example_word = "pictures"
-    data_needs = ("tokenizer", "answers", "kinds", "questions")
+    data_needs = ("answers", "kinds", "questions")
     progress = ("train/loss", "val/accuracy")
     input_files = ("tokenizer.json",)
     result_files = (ANSWERS_FILE,)

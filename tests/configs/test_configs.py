@@ -110,6 +110,33 @@ def test_every_experiment_trains_one_step_of_every_stage(experiment, data, flick
     shutil.rmtree(tmp_path / "run")
 
 
+@pytest.mark.parametrize("data", ["scenes", "flickr30k"])
+def test_captioning_trains_one_step_and_leaves_captions(data, flickr_root, scenes_cache, tmp_path):
+    place = (
+        [f"data.init_args.root={flickr_root}"] if data == "flickr30k" else ["+data.init_args.num_train=24", "+data.init_args.num_test=24"]
+    )
+    looks = ["~callbacks.score_card", "~callbacks.drift"]
+    config = composed("+experiment=captioning", f"data={data}", *place, *TINY, *looks, f"data.init_args.cache_dir={scenes_cache}")
+    config |= {"run_dir": str(tmp_path / "run"), "run": {**config["run"], "output_dir": str(tmp_path / "outputs")}}
+    assert run_stages(build(config)) == 0
+    found = json.loads((tmp_path / "run" / "captions.json").read_text())["captions"]
+    assert len(found) == 6 and all(one["references"] for one in found)
+    assert (tmp_path / "run" / "bundle" / "model.json").is_file()
+    shutil.rmtree(tmp_path / "run")
+
+
+def test_visual_questions_trains_one_step_and_leaves_answers(scenes_cache, tmp_path):
+    sizes = [f"+data.init_args.num_{split}=24" for split in ("train", "val", "test")]
+    tiny = [word for word in TINY if "embed_dim" not in word]
+    config = composed("+experiment=visual_questions", *sizes, *tiny, f"data.init_args.cache_dir={scenes_cache}")
+    config |= {"run_dir": str(tmp_path / "run"), "run": {**config["run"], "output_dir": str(tmp_path / "outputs")}}
+    assert run_stages(build(config)) == 0
+    found = json.loads((tmp_path / "run" / "answers.json").read_text())
+    assert len({one["filename"] for one in found}) == 6 and {one["answer"] for one in found} > {"yes", "no"}
+    assert list((tmp_path / "run").glob("*/figures/*.png")), "no picture was drawn"
+    shutil.rmtree(tmp_path / "run")
+
+
 @pytest.mark.parametrize(("model", "stages"), itertools.product(["multimodal"], ["one_stage"]))
 def test_a_dual_encoder_refuses_a_recipe_that_needs_a_matching_head(model, stages):
     with pytest.raises(ValueError, match=r"needs 'match_(logits|targets)', which this model cannot compute"):
