@@ -107,7 +107,7 @@ def test_training_lowers_perplexity_and_the_best_epoch_is_handed_on(finished):
 def test_every_validation_leaves_what_the_model_writes(finished):
     _, run_dir = finished
     files = sorted((run_dir / "01-language_model" / "samples").glob("*.txt"))
-    assert [path.stem for path in files] == ["epoch0001-step0000006", "epoch0002-step0000012"]
+    assert [path.stem for path in files] == ["epoch0001-step0000011", "epoch0002-step0000022"]
     first, last = (path.read_text().splitlines() for path in files)
     assert [line for line in first if line.startswith("text")] == [line for line in last if line.startswith("text")]
     begun = [line.split(maxsplit=1)[1] for line in first if line.startswith("begins")]
