@@ -29,7 +29,7 @@ class Document(NamedTuple):
 class Window(NamedTuple):
     """A piece of a document as tokens."""
 
-    index: int  # in its split
+    row: int  # in its split
     name: str  # of the document
     ids: list[int]
 
@@ -140,7 +140,7 @@ class TextDataModule(LightningDataModule):
                 for document, ids in zip(documents, encoded, strict=True)
                 for piece in windows(ids, self.codec, self.context_length)
             ]
-            self._windows[split] = [Window(index, name, piece) for index, (name, piece) in enumerate(pieces)]
+            self._windows[split] = [Window(row, name, piece) for row, (name, piece) in enumerate(pieces)]
 
     def windows(self, split: str) -> list[Window]:
         self.setup()
@@ -157,8 +157,8 @@ class TextDataModule(LightningDataModule):
             tokens_CT[place, : len(row.ids)] = torch.tensor(row.ids)
             mask_CT[place, : len(row.ids)] = True
         texts = tuple(self.codec.decode(row.ids) for row in rows)
-        indices, names = torch.tensor([row.index for row in rows]), tuple(row.name for row in rows)
-        return TextBatch(tokens_CT, mask_CT, indices, texts, names, sum(len(row.ids) - 1 for row in rows))
+        text_id, names = torch.tensor([one.row for one in rows]), tuple(one.name for one in rows)
+        return TextBatch(tokens_CT, mask_CT, text_id, texts, names, sum(len(row.ids) - 1 for row in rows))
 
     # --- for the engine ---
     def _ranks(self) -> tuple[int, int]:

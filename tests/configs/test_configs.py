@@ -20,8 +20,9 @@ from lightning_modules.keys import HYDRA_ONLY
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name not in ("experiment", "recipe", "gates", "sweep"))
 IMAGE_TEXT = ["flickr_dual_encoder", "flickr_multistage"]
-OTHERS = ["captioning", "visual_questions"]  # each has a test of its own below
+OTHERS = ["captioning", "language_model", "visual_questions"]  # each has a test of its own below
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONFIGS / group).glob("*.yaml"))]
+OPTIONS.remove(("model", "gpt2"))  # reads weights when it is built: its test is below
 
 TINY = [
     "model.init_args.dim=16",
@@ -68,8 +69,14 @@ def flickr_root(tmp_path_factory) -> Path:
 
 
 # what an option needs beside it, where the main job's own will not do
+LANGUAGE = ["+experiment=language_model"]
 BESIDE: dict[tuple[str, str], list[str]] = {
     ("model", "multimodal"): ["stages=dual_encoder"],
+    ("model", "language_model"): LANGUAGE,
+    ("stages", "language_model"): LANGUAGE,
+    ("data", "scenes_text"): LANGUAGE,
+    ("data", "flickr30k_text"): LANGUAGE,
+    ("data", "text_folder"): LANGUAGE,
     ("model", "visual_questions"): ["+experiment=visual_questions"],
     ("data", "visual_questions"): ["+experiment=visual_questions"],
     ("stages", "captioning"): ["model=captioner"],
@@ -148,3 +155,37 @@ def test_every_recipe_changes_stages_that_exist(path):
     data, stages = path.stem.split("_", 1)
     plain, changed = composed(f"stages={stages}", f"data={data}", "~recipe"), composed(f"stages={stages}", f"data={data}")
     assert plain["stages"].keys() == changed["stages"].keys() and plain["stages"] != changed["stages"]
+
+
+@pytest.mark.parametrize("data", ["scenes_text", "flickr30k_text", "text_folder"])
+def test_the_language_model_trains_one_step_on_each_kind_of_text(data, flickr_root, scenes_cache, tmp_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "one.txt").write_text("\n\n".join(f"paragraph {number}" for number in range(30)))
+    place = {
+        "scenes_text": [
+            f"data.init_args.cache_dir={scenes_cache}",
+            *(f"+data.init_args.num_{split}=24" for split in ("train", "val", "test")),
+        ],
+        "flickr30k_text": [f"data.init_args.root={flickr_root}"],
+        "text_folder": [f"data.init_args.root={tmp_path / 'texts'}"],
+    }[data]
+    common = [word for word in TINY if not any(part in word for part in ("image", "embed_dim", "text_depth"))]
+    config = composed(
+        *LANGUAGE, f"data={data}", *place, *common, "model.init_args.depth=1", "callbacks.text_samples.init_args.num_examples=1"
+    )
+    config |= {"run_dir": str(tmp_path / "run"), "run": {**config["run"], "output_dir": str(tmp_path / "outputs")}}
+    assert run_stages(build(config)) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert [stage["steps"] for stage in summary["stages"]] == [1]
+    assert summary["test"]["test/baseline/bigram/perplexity"] < config["model"]["init_args"]["vocab_size"]
+    assert list((tmp_path / "run").glob("*/samples/*.txt")), "no text was written"
+
+
+def test_a_gpt2_checkpoint_is_built_and_a_folder_without_one_is_named(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    words = [*LANGUAGE, "model=gpt2", f"model.init_args.weights={tmp_path}"]
+    with pytest.raises(ValueError, match=r"config.json: no such file"):
+        build(composed(*words))
+    sizes = transformers.GPT2Config(vocab_size=300, n_positions=48, n_embd=8, n_layer=1, n_head=2)
+    transformers.GPT2LMHeadModel(sizes).save_pretrained(tmp_path)
+    assert build(composed(*words)).model.model.context_length == 48

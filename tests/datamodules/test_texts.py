@@ -77,7 +77,7 @@ def test_batches_hold_whole_windows_padded_behind(scenes_cache):
         assert batch.num_named == int(batch.token_mask[:, 1:].sum())
         for row, index in enumerate(batch.text_id.tolist()):
             seen[index] = batch.tokens[row][batch.token_mask[row]].tolist()
-    assert seen == {window.index: window.ids for window in data.windows("val")}
+    assert seen == {window.row: window.ids for window in data.windows("val")}
     assert len(seen) > len(data.documents("val"))  # long captions became several windows
 
 
