@@ -1,4 +1,4 @@
-"""EmbeddingFigures: alignment, uniformity and effective rank after every validation; a collapse is named."""
+"""EmbeddingFigures: alignment, modality gap, uniformity and effective rank after every validation; a collapse is named."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ log = logging.getLogger(__name__)
 
 
 class EmbeddingFigures(Callback):
-    """Logs ``val/alignment``, ``val/uniformity_<tower>`` and ``val/effective_rank_<tower>`` of validation pairs, a caption each.
+    """Logs ``val/alignment``, ``val/modality_gap``, ``val/uniformity_<tower>`` and ``val/effective_rank_<tower>`` of validation pairs, a
+    caption each.
 
     Embeddings that are nearly one point, or differ in one direction only, have collapsed. Many a training passes through that in its
     first steps, so it counts in two validations in a row or when the stage ends: then a warning names the tower, once a stage.

@@ -18,6 +18,7 @@ from insight.rng import rng_state, set_rng_state
 from insight.stages import Stage, StagePlan, derive_seed, matching
 
 logger = logging.getLogger(__name__)
+LOSSES = "losses."  # what belongs to the losses of the stage
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -104,11 +105,14 @@ class StageScheduler(Callback):
         if stage != "fit":
             return
         key = f"stages.{self.name}"
-        names = dict(pl_module.named_parameters())
-        trained = matching(self.stage.train, names, f"{key}.train")
+        pl_module.begin_stage(self.name, self.stage, self.folder(), self.seed)  # type: ignore[operator]
+        names, own = dict(pl_module.named_parameters()), []
+        for name, parameter in pl_module.named_parameters():
+            if name.startswith(LOSSES):  # a loss decides itself what in it can train
+                own.append(name) if parameter.requires_grad else names.pop(name)
+        trained = matching([*self.stage.train, *own], names, f"{key}.train")
         for name, parameter in names.items():
             parameter.requires_grad_(name in trained)
-        pl_module.begin_stage(self.name, self.stage, self.folder(), self.seed)  # type: ignore[operator]
         self._finished = self._restored_rng = None  # a restore comes after this, or not at all
 
     def state_dict(self) -> dict[str, Any]:
@@ -126,8 +130,10 @@ class StageScheduler(Callback):
         self._restored_rng = state_dict["rng"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for module in pl_module.modules():  # a frozen part keeps still: no dropout, no running statistics
+        for name, module in pl_module.named_modules():  # a frozen part keeps still: no dropout, no running statistics
             parameters = list(module.parameters())
+            if f"{name}.".startswith(LOSSES):  # a queue without parameters moves
+                continue
             if parameters and not any(parameter.requires_grad for parameter in parameters):
                 module.eval()
         # after the sanity check, after the loaders were made, after the restore: nothing draws between here and the first batch

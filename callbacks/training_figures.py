@@ -10,31 +10,33 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
-from insight.diagnostics import gradient_norms, towers, trained_parts
+from insight.diagnostics import gradient_norms, towers, trained_parts, update_ratios
 from insight.errors import InputError
 
 log = logging.getLogger(__name__)
 
 
 class TrainingFigures(Callback):
-    """Logs ``train/learning_rate/<part>``, ``train/gradient_norm/<part>`` and ``train/<what>_per_second`` every ``log_every_n_steps``;
-    the module's ``throughput(batch)`` says what is counted: pairs, tokens, pictures.
+    """Logs ``train/learning_rate/<part>``, ``train/gradient_norm/<part>``, ``train/update_ratio/<part>`` and ``train/<what>_per_second``
+    every ``log_every_n_steps``; the module's ``throughput(batch)`` says what is counted: pairs, tokens, pictures.
 
     A part of the model that should train and gets no gradient several times in a row is dead: a warning names it, once a stage.
 
     Args:
         dead_after: How many logged steps in a row without a gradient.
+        update_ratios: Whether to log these, which takes a copy of what trains during a logged step.
     """
 
-    def __init__(self, dead_after: int = 3) -> None:
+    def __init__(self, dead_after: int = 3, update_ratios: bool = True) -> None:
         if dead_after < 1:
             raise InputError(f"training_figures.init_args.dead_after={dead_after}: must be at least 1")
-        self.dead_after = dead_after
+        self.dead_after, self.update_ratios = dead_after, update_ratios
         self.dead: set[str] = set()
         self._silent: dict[str, int] = {}
         self._parts: dict[str, list[torch.nn.Parameter]] = {}
         self._towers: set[str] = set()
         self._rates: dict[str, list[dict[str, Any]]] = {}
+        self._before: tuple[int, dict[str, list[torch.Tensor]]] | None = None  # a logged step and the weights before it
         self._counts: dict[str, int] = {}  # since the last log
         self._seconds = 0.0
         self._mark: float | None = None  # when the batch before ended
@@ -64,6 +66,8 @@ class TrainingFigures(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(figures, step)  # not through `self.log`, which costs ten times as much
         self._look_for_the_dead(lengths, step, pl_module)
+        if self.update_ratios:
+            self._before = step, {part: [one.detach().clone() for one in parameters] for part, parameters in self._parts.items()}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         now = time.perf_counter()
@@ -72,6 +76,12 @@ class TrainingFigures(Callback):
             for what, count in pl_module.throughput(batch).items():  # type: ignore[operator]
                 self._counts[what] = self._counts.get(what, 0) + count
         self._mark = now
+        if self._before is not None:
+            (step, weights), self._before = self._before, None
+            ratios = update_ratios(self._parts, weights)
+            values = torch.stack([ratio.float() for ratio in ratios.values()]).tolist()
+            for logger in trainer.loggers:
+                logger.log_metrics({f"train/update_ratio/{part}": ratio for part, ratio in zip(ratios, values, strict=True)}, step)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._mark = None  # the time until the next batch is not training's

@@ -4,12 +4,13 @@ N pairs or embeddings, E width of an embedding. Embeddings have length 1.
 
 Alignment and uniformity: T. Wang and P. Isola, https://arxiv.org/abs/2005.10242, equations 1 and 2 with alpha = t = 2.
 Effective rank: O. Roy and M. Vetterli, "The effective rank" (EUSIPCO 2007), section 2. Why embeddings collapse to few directions:
-https://arxiv.org/abs/2110.09348.
+https://arxiv.org/abs/2110.09348. Modality gap: https://arxiv.org/abs/2203.02053, section 2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -50,9 +51,37 @@ def effective_rank(embedding_NE: Tensor) -> Tensor:
     return torch.special.entr(share).sum().exp()
 
 
+def modality_gap(image_NE: Tensor, text_NE: Tensor) -> Tensor:
+    """Distance between the mean picture and the mean caption, from 0 to 2: ().
+
+    >>> modality_gap(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, -1.0]]))
+    tensor(1.)
+    """
+    return (image_NE.float().mean(dim=0) - text_NE.float().mean(dim=0)).norm()
+
+
+def false_negative_rate(texts: Sequence[str], pictures: Sequence[int], overlap: float = 0.8) -> float:
+    """Of all pairs of captions of different pictures, which a contrastive loss pushes apart, the part that says the same: the words that
+    both have are at least ``overlap`` of the words that either has (Jaccard). 0 where there is no such pair.
+
+    >>> false_negative_rate(["A dog runs.", "a dog runs", "Two men."], [0, 1, 2])
+    0.3333333333333333
+    """
+    said = [set(re.findall(r"\w+", text.lower())) for text in texts]
+    columns = {word: column for column, word in enumerate(sorted(set().union(*said)))}
+    words_CW = torch.zeros(len(texts), len(columns))
+    for row, words in enumerate(said):
+        words_CW[row, [columns[word] for word in words]] = 1
+    picture_C, count_C = torch.tensor(pictures), words_CW.sum(dim=1)
+    both_CC = words_CW @ words_CW.T
+    same_CC = both_CC >= overlap * (count_C[:, None] + count_C[None, :] - both_CC) - 1e-6
+    negative_CC = picture_C[:, None] != picture_C[None, :]
+    return int((same_CC & negative_CC).sum()) / max(1, int(negative_CC.sum()))
+
+
 def embedding_figures(image_NE: Tensor, text_NE: Tensor) -> dict[str, float]:
     """All of the above, by the last part of their metric names."""
-    figures = {"alignment": alignment(image_NE, text_NE)}
+    figures = {"alignment": alignment(image_NE, text_NE), "modality_gap": modality_gap(image_NE, text_NE)}
     for tower, embedding_NE in (("image", image_NE), ("text", text_NE)):
         figures[f"uniformity_{tower}"] = uniformity(embedding_NE)
         figures[f"effective_rank_{tower}"] = effective_rank(embedding_NE)
@@ -99,6 +128,21 @@ def gradient_norms(parts: Mapping[str, list[nn.Parameter]]) -> dict[str, Tensor]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norms[part] = get_total_norm(gradients) if gradients else torch.zeros((), device=device)
     return norms
+
+
+def update_ratios(parts: Mapping[str, list[nn.Parameter]], before: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:
+    """Length of the last step in each part beside the length of its weights before it, () each. Near 0.001 is usual; far above, the rate
+    is too high for the part, far below, it stands still.
+
+    Args:
+        before: The weights before the step, in the order of ``parts``.
+    """
+    ratios = {}
+    for part, parameters in parts.items():
+        moved = [now.detach() - old for now, old in zip(parameters, before[part], strict=True)]
+        length = get_total_norm(before[part])
+        ratios[part] = get_total_norm(moved) / length.clamp_min(torch.finfo(length.dtype).tiny)
+    return ratios
 
 
 def towers(parts: Mapping[str, list[nn.Parameter]]) -> set[str]:

@@ -16,21 +16,6 @@ from insight.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
-class LossTerm:
-    """One term of a stage's loss: ``weight * function(quantities, **arguments)``.
-
-    Args:
-        function: Import path of a function, e.g. ``insight.losses.contrastive``. The names of its parameters say which quantities it needs.
-        weight: Factor of the term in the sum; 0 leaves the term out.
-        arguments: Settings of the function, by parameter name.
-    """
-
-    function: str
-    weight: float = 1.0
-    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
 class Call:
     """A function or class by import path, and its arguments.
 
@@ -41,6 +26,31 @@ class Call:
 
     function: str
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class LossTerm:
+    """One term of a stage's loss: ``weight * function(quantities, **arguments)``.
+
+    Args:
+        function: Import path of a function, e.g. ``insight.losses.contrastive``. The names of its parameters say which quantities it needs.
+            Or of a module class, for a loss with parameters or state: the parameters of its ``forward`` say it.
+        weight: Factor of the term in the sum; 0 leaves the term out.
+        arguments: Settings of the function, or of the class, by parameter name.
+        schedule: Import path and arguments of a function ``(progress, ...) -> factor`` on the weight, progress through the stage from
+            0 to 1, e.g. ``insight.losses.fade_in``. Validation weighs as the stage's end does.
+    """
+
+    function: str
+    weight: float = 1.0
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+    schedule: Call | None = None
+
+    def weight_at(self, progress: float) -> float:
+        """The weight at a point of the stage, from 0 to 1."""
+        if self.schedule is None:
+            return self.weight
+        return self.weight * load(self.schedule.function, "schedule.function")(progress, **self.schedule.arguments)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +86,11 @@ class Stage:
     Args:
         epochs: Passes over the training split (the most, when ``patience`` is set).
         train: Patterns over parameter names, e.g. ``model.image.*``; what matches none is frozen, and so is what
-            ``!model.word_head.*`` takes out again. A pattern that matches nothing is an error.
+            ``!model.word_head.*`` takes out again. A pattern that matches nothing is an error. What belongs to a loss of the stage,
+            ``losses.TERM.*``, trains unless it is taken out.
         losses: Terms of the loss by name.
+        balance: Import path and arguments of a module class that turns the terms into one loss, e.g.
+            ``insight.losses.UncertaintyWeighting``; ``null``: their sum.
         learning_rate: Rate of what no pattern of ``learning_rates`` names.
         learning_rates: Pattern over parameter names -> its own rate; the first that matches counts.
         optimizer: Import path and arguments of the optimiser.
@@ -101,6 +114,7 @@ class Stage:
     patience: int | None = None
     data: StageData = dataclasses.field(default_factory=StageData)
     trainer: dict[str, Any] = dataclasses.field(default_factory=dict)
+    balance: Call | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +200,19 @@ def check_arguments(function: Callable[..., Any], given: Iterable[str], key: str
     return [name for name, one in parameters.items() if one.default is inspect.Parameter.empty and name not in set(given)]
 
 
+def check_call(call: Call, key: str, supplied: Iterable[str]) -> Callable[..., Any]:
+    """The function or class of a call whose other arguments the engine supplies.
+
+    Raises:
+        InputError: there is none, an argument does not exist, or one is missing.
+    """
+    function = load(call.function, f"{key}.function")
+    missing = [name for name in check_arguments(function, call.arguments, f"{key}.arguments", supplied) if name not in set(supplied)]
+    if missing:
+        raise InputError(f"{key}.arguments: {function.__name__} needs {', '.join(missing)}")
+    return function
+
+
 def bind_losses(
     losses: dict[str, LossTerm], quantities: Iterable[str], key: str
 ) -> dict[str, tuple[Callable[..., Any], LossTerm, list[str]]]:
@@ -200,7 +227,13 @@ def bind_losses(
     bound = {}
     for name, term in losses.items():
         function = load(term.function, f"{key}.{name}.function")
-        needed = check_arguments(function, term.arguments, f"{key}.{name}.arguments", supplied=quantities)
+        if inspect.isclass(function):
+            check_call(Call(term.function, term.arguments), f"{key}.{name}", supplied=("model",))
+            needed = check_arguments(function.forward, (), f"{key}.{name}.arguments")[1:]  # without self
+        else:
+            needed = check_arguments(function, term.arguments, f"{key}.{name}.arguments", supplied=quantities)
+        if term.schedule is not None:
+            check_call(term.schedule, f"{key}.{name}.schedule", supplied=("progress",))
         for parameter in needed:
             if parameter not in quantities:
                 raise InputError(
@@ -210,6 +243,9 @@ def bind_losses(
             bound[name] = (function, term, needed)
     if not bound:
         raise InputError(f"{key}: every term has weight 0, so there is nothing to learn from")
+    for percent in range(101):
+        if not any(term.weight_at(percent / 100) for _, term, _ in bound.values()):
+            raise InputError(f"{key}: every term has weight 0 at {percent} % of the stage: let the schedules overlap")
     return bound
 
 
@@ -224,6 +260,8 @@ def check_plan(plan: StagePlan) -> None:
     for name, stage in plan.stages.items():
         if stage.epochs < 1:
             raise InputError(f"stages.{name}.epochs={stage.epochs}: must be at least 1")
+        if stage.balance is not None:
+            check_call(stage.balance, f"stages.{name}.balance", supplied=("terms",))
         if stage.patience is not None and stage.monitor is None:
             raise InputError(f"stages.{name}.patience={stage.patience} needs stages.{name}.monitor, e.g. val/mean_recall")
         if stage.patience is not None and stage.patience < 1:

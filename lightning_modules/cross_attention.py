@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +11,12 @@ from torch import Tensor
 
 from insight.data.batch import ImageTextBatch
 from insight.errors import InputError
-from insight.metrics import rerank, retrieval_scores
+from insight.metrics import Ranks, rerank, retrieval_ranks, retrieval_scores
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.models.multimodal import ImageFeatures, TextFeatures
 from insight.nn.settings import PLAIN, BlockSettings
+from insight.objective import BoundLoss
+from insight.stages import Stage
 from lightning_modules.base import ImageTextModule
 from lightning_modules.quantities import CrossAttentionQuantities
 
@@ -39,6 +42,7 @@ class CrossAttentionModule(ImageTextModule):
         rerank_top_k: Candidates of each query that the matching head re-orders in the test; 0 = no re-ranking.
         fuse_every: In training the fusion reads every n-th picture of a batch; 1 = all.
         block: How the blocks of both towers and of the fusion are made.
+        decoder_depth: Blocks of the decoder that writes captions; 0 = there is none.
     """
 
     quantities = CrossAttentionQuantities
@@ -60,6 +64,7 @@ class CrossAttentionModule(ImageTextModule):
         rerank_top_k: int = 16,
         fuse_every: int = 1,
         block: BlockSettings = PLAIN,
+        decoder_depth: int = 0,
     ) -> None:
         if rerank_top_k < 0:
             raise InputError(f"model.init_args.rerank_top_k={rerank_top_k}: must be 0 (none) or more")
@@ -79,9 +84,17 @@ class CrossAttentionModule(ImageTextModule):
                 dropout=dropout,
                 fusion_depth=fusion_depth,
                 block=block,
+                decoder_depth=decoder_depth,
             )
         )
         self.rerank_top_k, self.fuse_every = rerank_top_k, fuse_every
+
+    def check_stage(self, name: str, stage: Stage) -> dict[str, BoundLoss]:
+        bound = super().check_stage(name, stage)
+        for loss, (_, _, needed) in bound.items():
+            if self.model.decoder is None and "caption_logits" in needed:
+                raise InputError(f"stages.{name}.losses.{loss}: this model has no decoder; set model.init_args.decoder_depth=2")
+        return bound
 
     def quantities_of(self, batch: ImageTextBatch, generator: torch.Generator) -> CrossAttentionQuantities:
         return CrossAttentionQuantities(self.model, batch, generator, self._before, self.fuse_every)
@@ -102,32 +115,9 @@ class CrossAttentionModule(ImageTextModule):
             self.log_dict({name.replace("test/", "test/reranked_"): value for name, value in self.matched_hard_negatives().items()})
         self._test_batches = []
 
-    def _test_features(self) -> tuple[ImageFeatures, TextFeatures, Tensor]:
-        """Of all pictures and captions of the test, and the captions' mask."""
-        images = [self.model.encode_image(batch.image) for batch in self._test_batches]
-        longest = max(batch.tokens.shape[1] for batch in self._test_batches)
-        texts, masks = [], []
-        for batch in self._test_batches:
-            missing, features = longest - batch.tokens.shape[1], self.model.encode_text(batch.tokens, batch.token_mask)
-            texts.append(features._replace(tokens=F.pad(features.tokens, (0, 0, 0, missing))))
-            masks.append(F.pad(batch.token_mask, (0, missing)))
-        return (
-            ImageFeatures(*map(torch.cat, zip(*images, strict=True))),
-            TextFeatures(*map(torch.cat, zip(*texts, strict=True))),
-            torch.cat(masks),
-        )
-
     def reranked(self) -> dict[str, float]:
         """Retrieval scores after the pair scores have re-ordered the top candidates of the towers, both directions."""
-        image, text, mask_CT = self._test_features()
-        image_id = torch.cat([batch.image_id for batch in self._test_batches])
-        caption_image_id = torch.cat([batch.image_id[batch.caption_row] for batch in self._test_batches])
-
-        def match(image_rows: Tensor, caption_rows: Tensor) -> Tensor:
-            return self.model.pair_scores(_rows(text, caption_rows), mask_CT[caption_rows], _rows(image, image_rows))
-
-        scores_BC = image.embedding @ text.embedding.T
-        return retrieval_scores(rerank(scores_BC, image_id, caption_image_id, match, self.rerank_top_k, PAIRS_AT_ONCE))
+        return retrieval_scores(SplitFeatures.of(self.model, self._test_batches).reranked(self.model, self.rerank_top_k))
 
     def matched_hard_negatives(self) -> dict[str, float]:
         """Hard negatives told apart by the pair scores."""
@@ -145,6 +135,48 @@ class CrossAttentionModule(ImageTextModule):
             return torch.cat(scores)
 
         return self.hard_negative_scores(match)
+
+
+class SplitFeatures(NamedTuple):
+    """Of all pictures and captions of a split, as re-ranking needs them. B pictures, C captions, T tokens of the longest."""
+
+    image: ImageFeatures
+    text: TextFeatures
+    mask_CT: Tensor
+    image_id_B: Tensor
+    caption_id_C: Tensor
+    caption_image_id_C: Tensor
+
+    @classmethod
+    def of(cls, model: CrossAttentionMultiModalTransformer, batches: Sequence[ImageTextBatch]) -> SplitFeatures:
+        images = [model.encode_image(batch.image) for batch in batches]
+        longest = max(batch.tokens.shape[1] for batch in batches)
+        texts, masks = [], []
+        for batch in batches:
+            missing, features = longest - batch.tokens.shape[1], model.encode_text(batch.tokens, batch.token_mask)
+            texts.append(features._replace(tokens=F.pad(features.tokens, (0, 0, 0, missing))))
+            masks.append(F.pad(batch.token_mask, (0, missing)))
+        return cls(
+            ImageFeatures(*map(torch.cat, zip(*images, strict=True))),
+            TextFeatures(*map(torch.cat, zip(*texts, strict=True))),
+            torch.cat(masks),
+            torch.cat([batch.image_id for batch in batches]),
+            torch.cat([batch.caption_id for batch in batches]),
+            torch.cat([batch.image_id[batch.caption_row] for batch in batches]),
+        )
+
+    def ranks(self) -> Ranks:
+        """By the towers alone."""
+        return retrieval_ranks(self.image.embedding, self.text.embedding, self.image_id_B, self.caption_image_id_C)
+
+    def reranked(self, model: CrossAttentionMultiModalTransformer, k: int) -> Ranks:
+        """After the pair scores have re-ordered the ``k`` best candidates of the towers, both directions."""
+
+        def match(image_rows: Tensor, caption_rows: Tensor) -> Tensor:
+            return model.pair_scores(_rows(self.text, caption_rows), self.mask_CT[caption_rows], _rows(self.image, image_rows))
+
+        scores_BC = self.image.embedding @ self.text.embedding.T
+        return rerank(scores_BC, self.image_id_B, self.caption_image_id_C, match, k, PAIRS_AT_ONCE)
 
 
 def _rows(features: Features, rows: Tensor) -> Features:

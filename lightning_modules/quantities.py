@@ -6,6 +6,7 @@ V vocabulary, P hidden places of a caption.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
@@ -107,16 +108,39 @@ class Quantities(NamedQuantities):
         return gather(counts.view(-1, vocab_size))
 
     @cached_property
+    def model(self) -> MultiModalTransformer:
+        """The model that trains."""
+        return self._model
+
+    @cached_property
+    def encode(self) -> Callable[[MultiModalTransformer], tuple[Tensor, Tensor]]:
+        """How another model encodes the batch: pictures (B, E) and captions (C, E), without gradient."""
+
+        def encode(model: MultiModalTransformer) -> tuple[Tensor, Tensor]:
+            with torch.no_grad():
+                image, text = model.encode_image(self._batch.image), model.encode_text(self._batch.tokens, self._batch.token_mask)
+                return gather(image.embedding), gather(text.embedding)
+
+        return encode
+
+    @cached_property
+    def _previous_embeddings(self) -> tuple[Tensor, Tensor]:
+        return self.encode(self._before)
+
+    @cached_property
     def previous_image_embedding(self) -> Tensor:
         """(B, E): by the model that the stage before left."""
-        with torch.no_grad():
-            return gather(self._before.encode_image(self._batch.image).embedding)
+        return self._previous_embeddings[0]
 
     @cached_property
     def previous_text_embedding(self) -> Tensor:
         """(C, E): by the model that the stage before left."""
-        with torch.no_grad():
-            return gather(self._before.encode_text(self._batch.tokens, self._batch.token_mask).embedding)
+        return self._previous_embeddings[1]
+
+    @cached_property
+    def previous_scale(self) -> Tensor:
+        """(): factor of the cosine in the model that the stage before left."""
+        return self._before.scale.detach()
 
     @property
     def _before(self) -> MultiModalTransformer:
@@ -246,3 +270,20 @@ class CrossAttentionQuantities(Quantities):
     def text_masked_count(self) -> Tensor:
         """(): hidden words of all devices divided by the number of devices."""
         return gather((self.text_masked_targets != IGNORED).sum()[None]).sum() / world_size()
+
+    @cached_property
+    def caption_logits(self) -> Tensor:
+        """(C, T, V): what the decoder writes after each token of this device's captions, their last place left out."""
+        batch = self._batch
+        return self._model.write(batch.tokens[:, :-1], self._image.tokens, image_row_C=batch.caption_row).logits
+
+    @cached_property
+    def caption_targets(self) -> Tensor:
+        """(C, T): the next token."""
+        batch = self._batch
+        return batch.tokens[:, 1:].masked_fill(~batch.token_mask[:, 1:], IGNORED)
+
+    @cached_property
+    def caption_count(self) -> Tensor:
+        """(): tokens to write on all devices divided by the number of devices."""
+        return gather((self.caption_targets != IGNORED).sum()[None]).sum() / world_size()

@@ -30,7 +30,10 @@ def load_weights(model: StagedModule, path: Path, data: L.LightningDataModule | 
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise InputError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from error
-    weights, own = checkpoint["state_dict"], model.state_dict()
+    weights, own = (
+        {name: value for name, value in state.items() if not name.startswith("losses.")}  # what is of a stage's losses ends with the stage
+        for state in (checkpoint["state_dict"], model.state_dict())
+    )
     wrong = [
         f"{name}: {tuple(weights[name].shape)} in the file, {tuple(own[name].shape)} in the model"
         for name in own.keys() & weights.keys()
@@ -41,7 +44,7 @@ def load_weights(model: StagedModule, path: Path, data: L.LightningDataModule | 
         parts = [("other shape", wrong), ("missing in the file", missing), ("unknown to the model", unknown)]
         listed = "; ".join(f"{what}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}" for what, names in parts if names)
         raise InputError(f"{path} holds weights of another architecture: {listed}. Use the config.yaml beside its run")
-    model.load_state_dict(weights)
+    model.load_state_dict(weights, strict=False)  # checked above
     states = [value for value in checkpoint.values() if isinstance(value, dict) and "fingerprint" in value]
     if data is not None:
         if not states:
@@ -67,8 +70,9 @@ def check_tokenizer(path: Path, trained_with: dict[str, Any], data: Any) -> None
 
 def stage_line(title: str, stage: Stage, model: StagedModule, trainer: L.Trainer) -> str:
     """What trains, how many parameters, which losses."""
-    parameters = dict(model.named_parameters())
-    trained = sum(parameters[name].numel() for name in matching(stage.train, parameters, f"stages.{title.split()[-1]}.train"))
+    parameters = {name: parameter for name, parameter in model.named_parameters() if not name.startswith("losses.")}
+    patterns = [pattern for pattern in stage.train if not pattern.removeprefix("!").startswith("losses.")]
+    trained = sum(parameters[name].numel() for name in matching(patterns, parameters, f"stages.{title.split()[-1]}.train"))
     total = sum(parameter.numel() for parameter in parameters.values())
     terms = {name: term.weight for name, term in stage.losses.items() if term.weight}
     losses = " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in terms.items())

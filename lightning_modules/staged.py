@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from insight.errors import InputError, TrainingFailure
+from insight.objective import BoundLoss, Objective
 from insight.optim import build_optimizer, build_schedule
-from insight.stages import LossTerm, Stage, bind_losses, derive_seed
-
-BoundLoss = tuple[Callable[..., Tensor], LossTerm, list[str]]
+from insight.stages import Stage, bind_losses, derive_seed
 
 
 @runtime_checkable
@@ -91,7 +90,8 @@ class StagedModule(L.LightningModule):
         self.stage_name = ""
         self.stage_dir: Path | None = None
         self.stage_seed = 0
-        self._losses: dict[str, BoundLoss] = {}
+        self.total_steps = 1  # of the stage
+        self.losses = Objective({}, model)
         self._previous: list[Any] = []  # in a list: neither trained, nor saved, nor moved as a part of this module
 
     # --- of the task: steps ---
@@ -148,10 +148,10 @@ class StagedModule(L.LightningModule):
 
     def begin_stage(self, name: str, stage: Stage, folder: Path, seed: int) -> None:
         """Called by StageScheduler when the weights are those with which the stage starts."""
-        self._losses = self.check_stage(name, stage)
+        self.losses = Objective(self.check_stage(name, stage), self.model, stage.balance, f"stages.{name}")
         self.train()  # the stage before has left its frozen parts in evaluation mode
         self.stage, self.stage_name, self.stage_dir, self.stage_seed = stage, name, folder, seed
-        needs_previous = any(need.startswith("previous_") for _, _, needed in self._losses.values() for need in needed)
+        needs_previous = any(need.startswith("previous_") for need in self.losses.needs)
         self._previous = [copy.deepcopy(self.model).eval().requires_grad_(False)] if needs_previous else []
 
     def on_fit_start(self) -> None:
@@ -167,15 +167,16 @@ class StagedModule(L.LightningModule):
     def loss_terms(self, batch: Any, seed: int, training: bool) -> dict[str, Tensor]:
         """Weighted terms by name. In evaluation, terms over what is there only in training are left out."""
         values = self.quantities_of(batch, torch.Generator().manual_seed(seed))
-        return {
-            name: term.weight * function(**{need: getattr(values, need) for need in needed}, **term.arguments)
-            for name, (function, term, needed) in self._losses.items()
-            if training or self.training_only.isdisjoint(needed)
-        }
+        return self.losses.terms(values, self.stage_progress if training else 1.0, () if training else self.training_only)
+
+    @property
+    def stage_progress(self) -> float:
+        """Part of the stage's steps that is done, from 0 to 1."""
+        return min(1.0, self.trainer.global_step / self.total_steps)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         terms = self.loss_terms(batch, derive_seed(self.stage_seed, self.trainer.current_epoch, batch_idx), training=True)
-        loss = torch.stack(list(terms.values())).sum()
+        loss = self.losses.total(terms)
         names = self.example_names(batch)
         if not torch.isfinite(loss):
             listed = ", ".join(f"{name}={float(value.detach()):g}" for name, value in terms.items())
@@ -187,6 +188,7 @@ class StagedModule(L.LightningModule):
         self.log_dict(
             {"train/loss": loss.detach(), **{f"train/loss/{name}": value.detach() for name, value in terms.items()}}, batch_size=len(names)
         )
+        self.log_dict({f"train/loss_weight/{name}": weight for name, weight in self.losses.changing_weights(self.stage_progress).items()})
         self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         for name, value in self.step_figures().items():
             self.log(name, value)
@@ -196,8 +198,7 @@ class StagedModule(L.LightningModule):
         """``val/loss`` and its terms, with lots that are the same in every validation."""
         terms = self.loss_terms(batch, derive_seed(0, batch_idx), training=False)
         if terms:
-            total = torch.stack(list(terms.values())).sum()
-            values = {"val/loss": total, **{f"val/loss/{name}": value for name, value in terms.items()}}
+            values = {"val/loss": self.losses.total(terms), **{f"val/loss/{name}": value for name, value in terms.items()}}
             self.log_dict(values, on_epoch=True, batch_size=len(self.example_names(batch)))
 
     # --- optimiser ---
@@ -206,7 +207,8 @@ class StagedModule(L.LightningModule):
             raise InputError("this module trains in stages: python train.py, or python -m lightning_modules.cli fit --stage NAME")
         key = f"stages.{self.stage_name}"
         optimizer = build_optimizer(self.named_parameters(), self.stage, key)
-        schedule = build_schedule(self.stage, int(self.trainer.estimated_stepping_batches), key)
+        self.total_steps = max(1, int(self.trainer.estimated_stepping_batches))
+        schedule = build_schedule(self.stage, self.total_steps, key)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {

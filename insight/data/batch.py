@@ -37,6 +37,8 @@ class ImageTextBatch(NamedTuple):
     texts: tuple[str, ...]
     filenames: tuple[str, ...]
     phrases: tuple[Phrase, ...]
+    answer: Tensor | None = None  # (C,) int64, where captions are questions: index into the data module's `answers`
+    kind: Tensor | None = None  # (C,) int64, likewise: index into its `kinds`
 
 
 def first_captions(batch: ImageTextBatch, count: int) -> ImageTextBatch:
@@ -45,6 +47,7 @@ def first_captions(batch: ImageTextBatch, count: int) -> ImageTextBatch:
     kept = torch.arange(len(batch.caption_row), device=before.device) - before < count
     texts = tuple(text for text, keep in zip(batch.texts, kept.tolist(), strict=True) if keep)
     chosen = {name: getattr(batch, name)[kept] for name in ("tokens", "token_mask", "caption_row", "caption_id")}
+    chosen |= {name: value[kept] for name in ("answer", "kind") if (value := getattr(batch, name)) is not None}
     return batch._replace(**chosen, texts=texts, phrases=())
 
 

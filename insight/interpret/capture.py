@@ -59,7 +59,7 @@ def capture(model: MultiModalTransformer, image_B3HW: Tensor, tokens_BT: Tensor,
     """One pass over B pictures with a caption each; the model is left as it was found. The most wanted arrays come first."""
     if len(image_B3HW) != len(tokens_BT):
         raise InputError(f"{len(image_B3HW)} pictures but {len(tokens_BT)} captions: capture() needs one caption for each picture")
-    crossings = [name for name in attention_layers(model) if name.endswith("cross_attention")]
+    crossings = [name for name in attention_layers(model) if name.startswith("fusion.") and name.endswith("cross_attention")]
     with evaluating(model), record_attention(model, [*image_attentions(model), *crossings]) as maps:
         if isinstance(model, CrossAttentionMultiModalTransformer):
             output = model(image_B3HW, tokens_BT, mask_BT)

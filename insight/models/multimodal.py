@@ -57,6 +57,7 @@ class MultiModalTransformer(nn.Module):
         block: BlockSettings = PLAIN,
     ) -> None:
         super().__init__()
+        self.embed_dim = embed_dim
         self.image = VisionTransformer(image_size, patch_size, dim, image_depth, heads, dropout, block)
         self.text = TextTransformer(vocab_size, context_length, dim, text_depth, heads, dropout, block)
         self.image_projection = linear(dim, embed_dim, bias=False)

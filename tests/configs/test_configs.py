@@ -20,7 +20,7 @@ from lightning_modules.keys import HYDRA_ONLY
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name not in ("experiment", "recipe", "gates", "sweep"))
 IMAGE_TEXT = ["flickr_dual_encoder", "flickr_multistage"]
-OTHERS = ["language_model", "vit_scenes"]  # each has a test of its own below
+OTHERS = ["captioning", "language_model", "visual_questions", "vit_scenes"]  # each has a test of its own below
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONFIGS / group).glob("*.yaml"))]
 OPTIONS.remove(("model", "gpt2"))  # reads weights when it is built: its test is below
 
@@ -84,6 +84,11 @@ BESIDE: dict[tuple[str, str], list[str]] = {
     ("data", "scenes_labels"): CLASSES,
     ("data", "image_folder"): CLASSES,
     ("data", "torchvision"): CLASSES,
+    ("model", "visual_questions"): ["+experiment=visual_questions"],
+    ("data", "visual_questions"): ["+experiment=visual_questions"],
+    ("stages", "captioning"): ["model=captioner"],
+    ("stages", "visual_questions"): ["+experiment=visual_questions"],
+    ("callbacks", "visual_questions"): ["+experiment=visual_questions"],
 }
 
 
@@ -115,6 +120,33 @@ def test_every_experiment_trains_one_step_of_every_stage(experiment, data, flick
     assert run_stages(build(config)) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert [stage["steps"] for stage in summary["stages"]] == [1] * len(config["stages"])
+    assert list((tmp_path / "run").glob("*/figures/*.png")), "no picture was drawn"
+    shutil.rmtree(tmp_path / "run")
+
+
+@pytest.mark.parametrize("data", ["scenes", "flickr30k"])
+def test_captioning_trains_one_step_and_leaves_captions(data, flickr_root, scenes_cache, tmp_path):
+    place = (
+        [f"data.init_args.root={flickr_root}"] if data == "flickr30k" else ["+data.init_args.num_train=24", "+data.init_args.num_test=24"]
+    )
+    looks = ["~callbacks.score_card", "~callbacks.drift"]
+    config = composed("+experiment=captioning", f"data={data}", *place, *TINY, *looks, f"data.init_args.cache_dir={scenes_cache}")
+    config |= {"run_dir": str(tmp_path / "run"), "run": {**config["run"], "output_dir": str(tmp_path / "outputs")}}
+    assert run_stages(build(config)) == 0
+    found = json.loads((tmp_path / "run" / "captions.json").read_text())["captions"]
+    assert len(found) == 6 and all(one["references"] for one in found)
+    assert (tmp_path / "run" / "bundle" / "model.json").is_file()
+    shutil.rmtree(tmp_path / "run")
+
+
+def test_visual_questions_trains_one_step_and_leaves_answers(scenes_cache, tmp_path):
+    sizes = [f"+data.init_args.num_{split}=24" for split in ("train", "val", "test")]
+    tiny = [word for word in TINY if "embed_dim" not in word]
+    config = composed("+experiment=visual_questions", *sizes, *tiny, f"data.init_args.cache_dir={scenes_cache}")
+    config |= {"run_dir": str(tmp_path / "run"), "run": {**config["run"], "output_dir": str(tmp_path / "outputs")}}
+    assert run_stages(build(config)) == 0
+    found = json.loads((tmp_path / "run" / "answers.json").read_text())
+    assert len({one["filename"] for one in found}) == 6 and {one["answer"] for one in found} > {"yes", "no"}
     assert list((tmp_path / "run").glob("*/figures/*.png")), "no picture was drawn"
     shutil.rmtree(tmp_path / "run")
 

@@ -14,11 +14,14 @@ from insight.diagnostics import (
     collapsed,
     effective_rank,
     embedding_figures,
+    false_negative_rate,
     gradient_norms,
+    modality_gap,
     part_of,
     towers,
     trained_parts,
     uniformity,
+    update_ratios,
 )
 
 
@@ -95,3 +98,37 @@ def test_gradient_norms_are_those_of_all_entries_of_a_part_by_a_loop():
 @pytest.mark.parametrize(("name", "part"), [("model.image.blocks.0.norm.weight", "image"), ("model.logit_scale", "logit_scale")])
 def test_a_parameter_belongs_to_the_first_module_below_the_model(name, part):
     assert part_of(name) == part
+
+
+def test_the_modality_gap_is_the_distance_of_the_means_by_a_loop():
+    image, text = unit(9, 5), unit(9, 5, seed=1)
+    square = sum((sum(row[i] for row in image.tolist()) / 9 - sum(row[i] for row in text.tolist()) / 9) ** 2 for i in range(5))
+    assert modality_gap(image, text).item() == pytest.approx(square**0.5, rel=1e-5)
+    assert modality_gap(image, image.flip(0)).item() == pytest.approx(0, abs=1e-6)
+    assert modality_gap(image[:1].expand(3, 5), -image[:1].expand(3, 5)).item() == pytest.approx(2)
+
+
+@pytest.mark.parametrize("overlap", [0.3, 0.5, 0.75, 1.0])
+def test_the_false_negative_rate_counts_captions_of_other_pictures_by_a_double_loop(overlap):
+    texts = ["A dog runs.", "a DOG, runs!", "A dog runs on grass", "Two men", "two men talk", "Two men"]
+    pictures = [0, 1, 1, 2, 2, 3]
+    false = every = 0
+    for i, one in enumerate(texts):
+        for j, other in enumerate(texts):
+            if pictures[i] != pictures[j]:
+                a, b = (set(text.lower().strip(".!").replace(",", "").split()) for text in (one, other))
+                every += 1
+                false += len(a & b) / len(a | b) >= overlap
+    assert false > 0 and false_negative_rate(texts, pictures, overlap) == false / every
+    assert false_negative_rate(texts[:1], [0]) == 0
+
+
+def test_update_ratios_are_those_of_a_step_by_hand():
+    model = nn.ModuleDict({"model": Small()})
+    parts = trained_parts(model.named_parameters())
+    before = {part: [one.detach().clone() for one in parameters] for part, parameters in parts.items()}
+    with torch.no_grad():
+        model["model"].image.weight.mul_(1.01)
+        model["model"].image.bias.mul_(1.01)
+    ratios = {part: float(ratio) for part, ratio in update_ratios(parts, before).items()}
+    assert ratios == {"image": pytest.approx(0.01, rel=1e-3), "text": 0.0, "fusion": 0.0, "logit_bias": 0.0}

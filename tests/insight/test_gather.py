@@ -25,6 +25,7 @@ class Towers(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
+        self.embed_dim = 4
         self.image, self.text = nn.Linear(5, 4), nn.Linear(7, 4)
         self.scale, self.bias = nn.Parameter(torch.tensor(5.0)), nn.Parameter(torch.tensor(-1.0))
 
@@ -48,7 +49,29 @@ def loss(towers, image, view, text, image_id, caption_image_id):
         + losses.decorrelation(image_embedding, text_embedding)
         + losses.image_views(image_embedding, view_embedding, image_id)
         + losses.caption_pairs(text_embedding, caption_image_id)
+        + losses.decoupled_contrastive(*both)
+        + losses.supervised_contrastive(image_embedding, text_embedding, image_id, caption_image_id, towers.scale)
+        + losses.vicreg(*both[:3])
+        + losses.barlow_twins(*both[:3])
     )
+
+
+def momentum_steps(towers, *rows):
+    """Two steps of MomentumContrast over a queue of 8: their losses, and the queue that they leave."""
+    image, text, image_id, caption_image_id = rows
+    loss = losses.MomentumContrast(towers, queue_size=8, momentum=0.5)
+
+    def encode(model):
+        with torch.no_grad():
+            return gather(F.normalize(model.image(image), dim=-1)), gather(F.normalize(model.text(text), dim=-1))
+
+    values = []
+    for _ in range(2):
+        embeddings = gather(F.normalize(towers.image(image), dim=-1)), gather(F.normalize(towers.text(text), dim=-1))
+        values.append(loss(*embeddings, gather(image_id), gather(caption_image_id), towers.scale, towers, encode))
+        with torch.no_grad():
+            towers.image.weight.mul_(0.5)
+    return torch.stack(values).detach(), loss.text_queue, loss.text_queue_id
 
 
 def share(rows, process):
@@ -79,6 +102,8 @@ def work(process: int, folder: str) -> None:
         dist.all_reduce(parameter.grad)
         parameter.grad /= PROCESSES
     answers["loss"], answers["gradients"] = value.detach(), [parameter.grad for parameter in towers.parameters()]
+
+    answers["momentum"] = momentum_steps(Towers(), *(share(rows, process) for rows in (image, text, IMAGE_ID, caption_image_id)))
 
     answers["integers"] = gather(torch.tensor([[process, 7]]))
     answers["booleans"] = gather(torch.tensor([process == 0, True]))
@@ -130,6 +155,15 @@ def test_gradients_of_two_processes_are_those_of_one_with_the_same_global_batch(
         for theirs, parameter in zip(answer["gradients"], towers.parameters(), strict=True):
             assert parameter.grad.abs().max() > 1e-4  # a gradient of zero would prove nothing
             torch.testing.assert_close(theirs, parameter.grad, rtol=1e-6, atol=1e-6)
+
+
+def test_two_processes_keep_the_queue_of_one_with_the_same_global_batch(answers):
+    image, _, text, caption_image_id = data()
+    value, queue, pictures = momentum_steps(Towers(), image, text, IMAGE_ID, caption_image_id)
+    for answer in answers:
+        torch.testing.assert_close(answer["momentum"][0], value, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(answer["momentum"][1], queue, rtol=1e-6, atol=1e-6)
+        assert torch.equal(answer["momentum"][2], pictures) and (pictures >= 10).all()
 
 
 def test_rows_come_in_order_of_rank_whatever_their_type_and_layout(answers):

@@ -279,6 +279,7 @@ def quantities(image_id, caption_image_id, dtype=torch.float32):
         "text_masked_targets": torch.tensor([[losses.IGNORED, 2]] * images),
         "text_masked_count": torch.tensor(images),
         "scale": torch.tensor(100.0).requires_grad_(),
+        "previous_scale": torch.tensor(80.0),
         "bias": torch.tensor(-10.0).requires_grad_(),
     }
     return made | {"image_id": image_id, "caption_image_id": caption_image_id, "positives": image_id[:, None] == caption_image_id[None, :]}
@@ -296,6 +297,12 @@ EVERY_LOSS = [
     losses.feature_consistency,
     losses.image_views,
     losses.caption_pairs,
+    losses.decoupled_contrastive,
+    losses.dynamic_temperature_contrastive,
+    losses.supervised_contrastive,
+    losses.vicreg,
+    losses.barlow_twins,
+    losses.similarity_distillation,
 ]
 
 

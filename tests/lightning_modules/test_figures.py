@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from callbacks.embedding_figures import EmbeddingFigures
+from callbacks.negative_figures import NegativeFigures
 from callbacks.system_metrics import SystemMetrics
 from callbacks.training_figures import TrainingFigures
 from insight.errors import InputError
@@ -23,14 +24,28 @@ from tracking.records import Journal
 
 FIGURES = {
     "training": {"class_path": "callbacks.training_figures.TrainingFigures"},
+    "negatives": {"class_path": "callbacks.negative_figures.NegativeFigures", "init_args": {"overlap": 0.5}},
     "embedding": {"class_path": "callbacks.embedding_figures.EmbeddingFigures", "init_args": {"num_pairs": 10}},
     "system": {"class_path": "callbacks.system_metrics.SystemMetrics"},
 }
 SEEN: list[dict[str, float]] = []
+RATIOS: list[dict[str, float]] = []  # of the same steps
 
 
 class ByHand(Callback):
-    """Gradient norms of each step by a loop over the names."""
+    """Gradient norms and update ratios of each step by a loop over the names."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.before = {name: value.detach().double().clone() for name, value in pl_module.named_parameters()}
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        moved, length = {}, {}
+        for name, parameter in pl_module.named_parameters():
+            if parameter.requires_grad:
+                part, old = name.split(".")[1], self.before[name]
+                moved[part] = moved.get(part, 0.0) + float(((parameter.detach().double() - old) ** 2).sum())
+                length[part] = length.get(part, 0.0) + float((old**2).sum())
+        RATIOS.append({part: (moved[part] / length[part]) ** 0.5 for part in moved})
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         squares: dict[str, float] = {}
@@ -56,6 +71,7 @@ def test_figures_of_each_part_are_logged_per_stage_and_change_nothing(tiny_confi
     config = tracked(tiny_config, tmp_path, callbacks=FIGURES)
     assert run_stages(build(plain)) == 0
     SEEN.clear()
+    RATIOS.clear()
     cli = build(config)
     cli.callbacks["by_hand"] = ByHand()
     assert run_stages(cli) == 0
@@ -71,6 +87,8 @@ def test_figures_of_each_part_are_logged_per_stage_and_change_nothing(tiny_confi
         seen = SEEN[10 * (number - 1) : 10 * number]  # 2 epochs of 5 steps
         for step in range(10):
             assert {part: logged[f"train/gradient_norm/{part}"][step] for part in seen[step]} == pytest.approx(seen[step], rel=1e-4)
+            ratios = RATIOS[10 * (number - 1) + step]
+            assert {part: logged[f"train/update_ratio/{part}"][step] for part in ratios} == pytest.approx(ratios, rel=1e-3, abs=1e-8)
             total = sum(value**2 for value in seen[step].values()) ** 0.5
             assert logged["train/gradient_norm"][step] == pytest.approx(total, rel=1e-4)
             for part in seen[step]:
@@ -78,8 +96,9 @@ def test_figures_of_each_part_are_logged_per_stage_and_change_nothing(tiny_confi
                 assert logged[f"train/learning_rate/{part}"][step] == pytest.approx(rate * warmup_cosine(step, 10))
         frozen = {"image", "text"} if name == "cross_modal" else set()
         assert not {f"train/gradient_norm/{part}" for part in frozen} & logged.keys()
-        assert {len(logged[f"val/{one}"]) for one in ("alignment", "uniformity_text", "effective_rank_image")} == {2}
+        assert {len(logged[f"val/{one}"]) for one in ("alignment", "modality_gap", "uniformity_text", "effective_rank_image")} == {2}
         assert all(value > 0 for value in logged["train/pairs_per_second"].values())
+        assert logged["train/false_negative_rate"].keys() == set(range(10)) and 0 < max(logged["train/false_negative_rate"].values()) < 1
         assert logged["system/process_memory_usage_megabytes"].keys() == {9}  # a short stage: once, at its end
 
 
@@ -121,6 +140,7 @@ def test_a_tower_that_recovers_is_not_named(tiny_config, caplog, monkeypatch):
     ("make", "said"),
     [
         (lambda: TrainingFigures(dead_after=0), "training_figures.init_args.dead_after=0"),
+        (lambda: NegativeFigures(overlap=0), "negative_figures.init_args.overlap=0"),
         (lambda: EmbeddingFigures(num_pairs=1), "embedding_figures.init_args.num_pairs=1"),
         (lambda: SystemMetrics(every_n_seconds=0), "system_metrics.init_args.every_n_seconds=0"),
     ],
