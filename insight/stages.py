@@ -229,7 +229,10 @@ def bind_losses(
         function = load(term.function, f"{key}.{name}.function")
         if inspect.isclass(function):
             check_call(Call(term.function, term.arguments), f"{key}.{name}", supplied=("model",))
-            needed = check_arguments(function.forward, (), f"{key}.{name}.arguments")[1:]  # without self
+            forward = getattr(function, "forward", None)
+            if forward is None:
+                raise InputError(f"{key}.{name}.function: the class {term.function} has no forward; give a function or a torch.nn.Module")
+            needed = check_arguments(forward, (), f"{key}.{name}.arguments")[1:]  # without self
         else:
             needed = check_arguments(function, term.arguments, f"{key}.{name}.arguments", supplied=quantities)
         if term.schedule is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from insight.metrics import RetrievalMetrics, chance_recall, hard_negative_accur
 from insight.models.multimodal import MultiModalTransformer
 from lightning_modules.quantities import Quantities
 from lightning_modules.retrievals import RETRIEVAL_FILES, Prediction, save_predictions, save_retrievals
-from lightning_modules.staged import Shown, StagedModule
+from lightning_modules.staged import NamedQuantities, Shown, StagedModule
 
 RECALLS = ("image_to_text_recall_at_1", "image_to_text_recall_at_10", "text_to_image_recall_at_1", "text_to_image_recall_at_10")
 BASELINES = ("colour_histogram", "blind_prior")
@@ -24,7 +24,7 @@ BASELINES = ("colour_histogram", "blind_prior")
 class ImageTextModule(StagedModule):
     """A dual encoder, its losses and its steps. Subclasses hand in the model and say which quantities it can compute."""
 
-    quantities = Quantities
+    quantities: ClassVar[type[NamedQuantities]] = Quantities
     shown = Shown(
         "recall (fraction of queries)",
         {name: name.replace("_recall_at_", " R@").replace("_", " ") for name in RECALLS},
