@@ -21,6 +21,7 @@ from datamodules.phrases import Phrases, read_phrases
 from datamodules.samples import Split, TrainingSamples, split_texts
 from insight.data.batch import ImageTextBatch
 from insight.data.images import ImageTransform
+from insight.data.pretrained_text import load_tokenizer, read_tokenizer
 from insight.data.text import Tokenizer
 from insight.errors import InputError
 
@@ -48,7 +49,8 @@ class Flickr30kDataModule(LightningDataModule):
         image_size: Side of the model's picture.
         context_length: Tokens of a caption, with its start and end.
         vocab_size: Most entries of the tokenizer that is trained on the training captions.
-        tokenizer: A tokenizer file (RUN/tokenizer.json) to use instead of training one.
+        tokenizer: A tokenizer file (RUN/tokenizer.json) to use instead of training one; or, for a pretrained text tower, its own: a
+            folder, or ``hf-hub:OWNER/MODEL``.
         batch_size: Training pictures per step, over all devices.
         eval_batch_size: Pictures per step of evaluation, per device.
         num_workers: Processes that prepare batches. The batches are the same for every number.
@@ -194,7 +196,7 @@ class Flickr30kDataModule(LightningDataModule):
         if self._tokenizer_given is not None:
             self.tokenizer = self._tokenizer_given
         elif self._tokenizer_path is not None:
-            self.tokenizer = Tokenizer.load(self._tokenizer_path)
+            self.tokenizer = load_tokenizer(self._tokenizer_path)
         else:
             self.tokenizer = Tokenizer.train([text for picture in pictures["train"] for text in picture.captions], self.vocab_size)
         for split, chosen in pictures.items():
@@ -262,7 +264,7 @@ class Flickr30kDataModule(LightningDataModule):
         """Use the checkpoint's tokenizer, here and in what was prepared before."""
         if "tokenizer" not in state_dict:
             return
-        self._tokenizer_given = Tokenizer.from_json(state_dict["tokenizer"])
+        self._tokenizer_given = read_tokenizer(state_dict["tokenizer"])
         if not self._splits:
             return
         if state_dict["fingerprint"] != self.fingerprint():

@@ -25,7 +25,8 @@ class ScenesDataModule(Flickr30kDataModule):
         image_size: Side of the model's picture.
         context_length: Tokens of a caption, with its start and end.
         vocab_size: Most entries of the tokenizer that is trained on the training captions.
-        tokenizer: A tokenizer file (RUN/tokenizer.json) to use instead of training one.
+        tokenizer: A tokenizer file (RUN/tokenizer.json) to use instead of training one; or, for a pretrained text tower, its own: a
+            folder, or ``hf-hub:OWNER/MODEL``.
         batch_size: Training pictures per step, over all devices.
         eval_batch_size: Pictures per step of evaluation, per device.
         num_workers: Processes that prepare batches. The batches are the same for every number.

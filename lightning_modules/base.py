@@ -150,7 +150,7 @@ class ImageTextModule(L.LightningModule):
     def encode_texts(self, texts: list[str]) -> Tensor:
         """Embeddings (texts, E) by the data module's own tokenizer."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        tokens, mask = data.tokenizer.encode(texts, self.model.text.embedding.context_length)
+        tokens, mask = data.tokenizer.encode(texts, self.model.text.context_length)
         parts = zip(tokens.to(self.device).split(256), mask.to(self.device).split(256), strict=True)
         return torch.cat([self.model.encode_text(*part).embedding for part in parts])
 

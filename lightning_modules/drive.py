@@ -229,10 +229,7 @@ def _run(cli: EngineCLI, run_dir: Path, weights: Path | None, stop: threading.Ev
     data.setup("fit")
     if not data.generated:
         say(data.describe())
-    if data.tokenizer.size > model.model.text.embedding.vocab_size:
-        raise InputError(
-            f"model.init_args.vocab_size={model.model.text.embedding.vocab_size}, but the tokenizer has {data.tokenizer.size} entries"
-        )
+    model.model.check_tokenizer(data.tokenizer)
     if is_first_process():
         data.tokenizer.save(run_dir / "tokenizer.json")
         write_json(run_dir / "splits.json", data.splits())

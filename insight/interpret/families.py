@@ -41,10 +41,10 @@ class ImageText(Family):
         return Rows(batch.image[picture_R].to(weight), tokens_RT, mask_RT, None), Target(picture_R, caption_R)
 
     def embed_image(self, pixels_R3HW: Tensor) -> Tensor:
-        return self.model.image.embedding(pixels_R3HW)
+        return self.model.image.embed(pixels_R3HW)
 
     def embed_text(self, tokens_RT: Tensor) -> Tensor:
-        return self.model.text.embedding(tokens_RT)
+        return self.model.text.embed(tokens_RT)
 
     def score(self, inputs: Inputs) -> Tensor:
         image_RND, text_RTD, image_mask_RN, mask_RT = both(inputs)

@@ -1,6 +1,7 @@
 """Dual encoder with fusion layers: text tokens read image tokens, and a head says whether the two belong together.
 
-C pairs (a caption and a picture each), B pictures, T text tokens, N image tokens, D width, P hidden places of a caption, V vocabulary.
+C pairs (a caption and a picture each), B pictures, T text tokens, N image tokens, D width (towers that are handed in have their own),
+P hidden places of a caption, V vocabulary.
 After https://arxiv.org/abs/2107.07651 (ALBEF), section 3.1.
 """
 
@@ -9,13 +10,21 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from insight.models.multimodal import ImageFeatures, MultiModalTransformer, TextFeatures
+from insight.models.text_transformer import TextTransformer
+from insight.models.tower import ImageTower, TextTower
+from insight.models.vision_transformer import VisionTransformer
 from insight.nn.block import FusionBlock
 from insight.nn.linear import linear
 from insight.nn.pool import masked_mean
 
 
 class CrossAttentionMultiModalTransformer(MultiModalTransformer):
-    """The two towers of MultiModalTransformer; fused features only score pairs, they never serve as embeddings for retrieval."""
+    """The two towers of MultiModalTransformer; fused features only score pairs, they never serve as embeddings for retrieval.
+
+    Tokens of a tower that was handed in come to the fusion's width, ``dim``, through a linear adapter.
+    """
+
+    reads_regions = True
 
     def __init__(
         self,
@@ -30,8 +39,14 @@ class CrossAttentionMultiModalTransformer(MultiModalTransformer):
         embed_dim: int = 128,
         dropout: float = 0.0,
         fusion_depth: int = 2,
+        image: VisionTransformer | ImageTower | None = None,
+        text: TextTransformer | TextTower | None = None,
     ) -> None:
-        super().__init__(vocab_size, image_size, patch_size, context_length, dim, image_depth, text_depth, heads, embed_dim, dropout)
+        super().__init__(
+            vocab_size, image_size, patch_size, context_length, dim, image_depth, text_depth, heads, embed_dim, dropout, image, text
+        )
+        self.image_adapter = nn.Identity() if self.image.width == dim else linear(self.image.width, dim)
+        self.text_adapter = nn.Identity() if self.text.width == dim else linear(self.text.width, dim)
         self.fusion = nn.ModuleList([FusionBlock(dim, heads, dropout=dropout) for _ in range(fusion_depth)])
         self.fusion_norm = nn.LayerNorm(dim)
         self.match_head = linear(dim, 2)
@@ -50,7 +65,7 @@ class CrossAttentionMultiModalTransformer(MultiModalTransformer):
 
         Row c of the text reads row ``image_row_C[c]`` of the image; None: row c, and B = C.
         """
-        x_CTD = text_tokens_CTD
+        x_CTD, image_tokens_BND = self.text_adapter(text_tokens_CTD), self.image_adapter(image_tokens_BND)
         for block in self.fusion:
             x_CTD = block(x_CTD, text_mask_CT, image_tokens_BND, image_mask_BN, image_row_C)
         return self.fusion_norm(x_CTD)

@@ -35,9 +35,25 @@ class TextTransformer(nn.Module):
         self.blocks = nn.ModuleList([Block(dim, heads, mlp_ratio, dropout) for _ in range(depth)])
         self.norm = nn.LayerNorm(dim)
 
+    @property
+    def vocab_size(self) -> int:
+        return self.embedding.vocab_size
+
+    @property
+    def context_length(self) -> int:
+        return self.embedding.context_length
+
+    @property
+    def width(self) -> int:
+        return self.norm.normalized_shape[0]
+
+    def embed(self, tokens_CT: Tensor) -> Tensor:
+        """(C, T) -> (C, T, D), with positions."""
+        return self.embedding(tokens_CT)
+
     def forward(self, tokens_CT: Tensor, mask_CT: Tensor) -> TextOutput:
         """``mask_CT``: True = a real token."""
-        return self.read(self.embedding(tokens_CT), mask_CT)
+        return self.read(self.embed(tokens_CT), mask_CT)
 
     def read(self, x_CTD: Tensor, mask_CT: Tensor) -> TextOutput:
         """What follows the embedding: (C, T, D), True = a real token (C, T)."""

@@ -39,8 +39,20 @@ class VisionTransformer(nn.Module):
         """Patches per side."""
         return self.embedding.grid_size
 
+    @property
+    def image_size(self) -> int:
+        return self.embedding.image_size
+
+    @property
+    def width(self) -> int:
+        return self.norm.normalized_shape[0]
+
+    def embed(self, image_B3HW: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, N, D), with positions."""
+        return self.embedding(image_B3HW)
+
     def forward(self, image_B3HW: Tensor) -> VisionOutput:
-        return self.read(self.embedding(image_B3HW))
+        return self.read(self.embed(image_B3HW))
 
     def read(self, x_BND: Tensor, mask_BN: Tensor | None = None) -> VisionOutput:
         """What follows the embedding. Any patches may be left out: by their rows, or by a mask, True = a token that may be read."""
