@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -12,12 +13,13 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 class StageProgress(TQDMProgressBar):
     """Args:
     title: e.g. ``stage 2/3 cross_modal``.
+    metrics: Names of the figures to show.
     """
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, metrics: Iterable[str]) -> None:
         self.watched = sys.stderr.isatty()
         super().__init__(refresh_rate=5 if self.watched else 0, leave=False)
-        self.title = title
+        self.title, self.metrics = title, frozenset(metrics)
 
     def init_train_tqdm(self) -> Any:
         bar = super().init_train_tqdm()
@@ -29,8 +31,7 @@ class StageProgress(TQDMProgressBar):
         self.train_progress_bar.set_description(f"{self.title}, epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        shown = {"train/loss", "val/image_to_text_recall_at_10", "val/text_to_image_recall_at_10"}
-        return {name: f"{float(value):.3f}" for name, value in trainer.callback_metrics.items() if name in shown}
+        return {name: f"{float(value):.3f}" for name, value in trainer.callback_metrics.items() if name in self.metrics}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)

@@ -1,4 +1,4 @@
-"""TrainingFigures: learning rate and gradient of each part, pairs per second; a part that no gradient reaches is named."""
+"""TrainingFigures: learning rate and gradient of each part, examples per second; a part that no gradient reaches is named."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ log = logging.getLogger(__name__)
 
 
 class TrainingFigures(Callback):
-    """Logs ``train/learning_rate/<part>``, ``train/gradient_norm/<part>`` and ``train/pairs_per_second`` every ``log_every_n_steps``.
+    """Logs ``train/learning_rate/<part>``, ``train/gradient_norm/<part>`` and ``train/<what>_per_second`` every ``log_every_n_steps``;
+    the module's ``throughput(batch)`` says what is counted: pairs, tokens, pictures.
 
     A part of the model that should train and gets no gradient several times in a row is dead: a warning names it, once a stage.
 
@@ -34,7 +35,8 @@ class TrainingFigures(Callback):
         self._parts: dict[str, list[torch.nn.Parameter]] = {}
         self._towers: set[str] = set()
         self._rates: dict[str, list[dict[str, Any]]] = {}
-        self._pairs, self._seconds = 0, 0.0  # since the last log
+        self._counts: dict[str, int] = {}  # since the last log
+        self._seconds = 0.0
         self._mark: float | None = None  # when the batch before ended
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -57,8 +59,8 @@ class TrainingFigures(Callback):
         figures["train/gradient_norm"] = sum(length**2 for length in values) ** 0.5
         figures |= {f"train/learning_rate/{part}": max(group["lr"] for group in groups) for part, groups in self._rates.items()}
         if self._seconds > 0:
-            figures["train/pairs_per_second"] = self._pairs * trainer.world_size / self._seconds
-            self._pairs, self._seconds = 0, 0.0
+            figures |= {f"train/{what}_per_second": count * trainer.world_size / self._seconds for what, count in self._counts.items()}
+            self._counts, self._seconds = {}, 0.0
         for logger in trainer.loggers:
             logger.log_metrics(figures, step)  # not through `self.log`, which costs ten times as much
         self._look_for_the_dead(lengths, step, pl_module)
@@ -67,7 +69,8 @@ class TrainingFigures(Callback):
         now = time.perf_counter()
         if self._mark is not None:
             self._seconds += now - self._mark
-            self._pairs += len(batch.caption_id)
+            for what, count in pl_module.throughput(batch).items():  # type: ignore[operator]
+                self._counts[what] = self._counts.get(what, 0) + count
         self._mark = now
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

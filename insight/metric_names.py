@@ -36,6 +36,7 @@ METRIC_NAMES = (
     MetricName("<split>/gradient_norm", ("train",), "", "length of the whole gradient, before it is clipped"),
     MetricName("<split>/gradient_norm/<part>", ("train",), "", "length of a part's gradient, before it is clipped"),
     MetricName("<split>/pairs_per_second", ("train",), "max", "captions trained on in a second, validations left out", repeats=False),
+    MetricName("<split>/<what>_per_second", ("train",), "max", "the same of another task's examples", repeats=False),
     MetricName("<split>/scale", ("train",), "", "factor of the cosine in the contrastive losses: 1 / temperature"),
     MetricName("<split>/alignment", ("val",), "min", "mean squared distance of a picture and its caption"),
     MetricName("<split>/uniformity_<tower>", ("val",), "min", "how evenly embeddings lie on the sphere; 0 = all in one point"),

@@ -63,6 +63,11 @@ class StageData:
     color_jitter: float | None = None
     flip: bool | None = None
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """What is not ``null``."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:

@@ -1,109 +1,95 @@
-"""What every image-text module shares: losses by name, exact retrieval over the split, optimiser and schedule of the stage, logging."""
+"""What every image-text module shares: exact retrieval over the split, hard negatives, and what a run keeps and shows of them."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor
 
 from insight.data.batch import ImageTextBatch, first_captions
-from insight.errors import InputError, TrainingFailure
-from insight.metrics import RetrievalMetrics, hard_negative_accuracy
+from insight.metrics import RetrievalMetrics, chance_recall, hard_negative_accuracy
 from insight.models.multimodal import MultiModalTransformer
-from insight.optim import build_optimizer, build_schedule
-from insight.stages import LossTerm, Stage, bind_losses, derive_seed
 from lightning_modules.quantities import Quantities
+from lightning_modules.retrievals import RETRIEVAL_FILES, Prediction, save_predictions, save_retrievals
+from lightning_modules.staged import Shown, StagedModule
 
-BoundLoss = tuple[Callable[..., Tensor], LossTerm, list[str]]
-
-
-class Prediction(NamedTuple):
-    """Embeddings of one batch."""
-
-    filenames: tuple[str, ...]
-    image_embedding: Tensor  # (B, E)
-    texts: tuple[str, ...]
-    text_embedding: Tensor  # (C, E)
+RECALLS = ("image_to_text_recall_at_1", "image_to_text_recall_at_10", "text_to_image_recall_at_1", "text_to_image_recall_at_10")
+BASELINES = ("colour_histogram", "blind_prior")
 
 
-class ImageTextModule(L.LightningModule):
+class ImageTextModule(StagedModule):
     """A dual encoder, its losses and its steps. Subclasses hand in the model and say which quantities it can compute."""
 
-    quantities: type[Quantities] = Quantities
+    quantities = Quantities
+    shown = Shown(
+        "recall (fraction of queries)",
+        {name: name.replace("_recall_at_", " R@").replace("_", " ") for name in RECALLS},
+        {
+            "test": "test/",
+            "test, re-ranked": "test/reranked_",
+            **{f"test, {name.replace('_', ' ')}": f"test/baseline/{name}/" for name in BASELINES},
+        },
+    )
+    example_word = "pictures"
+    training_only = frozenset({"view_embedding"})  # evaluation has no second view
+    data_needs = ("probe", "pairs", "hard_negatives", "caption_counts")
+    progress = ("train/loss", "val/image_to_text_recall_at_10", "val/text_to_image_recall_at_10")
+    input_files = ("tokenizer.json",)
+    result_files = RETRIEVAL_FILES
+    model: MultiModalTransformer
 
     def __init__(self, model: MultiModalTransformer) -> None:
-        super().__init__()
-        self.model = model
-        self.stage: Stage | None = None
-        self.stage_name = ""
-        self.stage_dir: Path | None = None
-        self.stage_seed = 0
-        self._losses: dict[str, BoundLoss] = {}
-        self._previous: list[MultiModalTransformer] = []  # in a list: neither trained, nor saved, nor moved as a part of this module
+        super().__init__(model)
         self.val_retrieval = RetrievalMetrics()
         self.test_retrieval = RetrievalMetrics()
 
-    # --- stages ---
-    def check_stage(self, name: str, stage: Stage) -> dict[str, BoundLoss]:
-        """The stage's losses with their functions.
+    # --- around the training ---
+    def check_data(self, data: Any) -> None:
+        self.model.check_tokenizer(data.tokenizer)
 
-        Raises:
-            InputError: a loss does not exist or asks for what this model cannot compute.
-        """
-        return bind_losses(stage.losses, self.quantities.names(), f"stages.{name}.losses")
+    def save_inputs(self, run_dir: Path, data: Any) -> None:
+        data.tokenizer.save(run_dir / "tokenizer.json")
 
-    def begin_stage(self, name: str, stage: Stage, folder: Path, seed: int) -> None:
-        """Called by StageScheduler when the weights are those with which the stage starts."""
-        self._losses = self.check_stage(name, stage)
-        self.train()  # the stage before has left its frozen parts in evaluation mode
-        self.stage, self.stage_name, self.stage_dir, self.stage_seed = stage, name, folder, seed
-        needs_previous = any(need.startswith("previous_") for _, _, needed in self._losses.values() for need in needed)
-        self._previous = [copy.deepcopy(self.model).eval().requires_grad_(False)] if needs_previous else []
+    def save_results(self, run_dir: Path, data: Any) -> None:
+        save_retrievals(self.test_retrieval.seen, data, run_dir)
 
-    def on_fit_start(self) -> None:
-        for model in self._previous:
-            model.to(self.device)
+    def save_predictions(self, rows: list[Prediction], folder: Path) -> str:
+        save_predictions(rows, folder)
+        return f"embeddings: {folder / 'embeddings.safetensors'}, their names beside them"
+
+    def references(self, data: Any, split: str) -> dict[str, dict[str, float]]:
+        """The recalls that a random order would reach."""
+        counts = data.caption_counts(split)
+        return {"chance": chance_recall(len(counts), counts)}
+
+    def remarks(self, test: dict[str, float]) -> list[str]:
+        """Hard negatives told apart, where the data have some."""
+        if "test/hard_negative_accuracy_seen" not in test:
+            return []
+        columns = {"model": "test/", "re-ranked": "test/reranked_"}
+        columns |= {name.replace("_", " "): f"test/baseline/{name}/" for name in BASELINES}
+        lines = []
+        for kind in ("seen", "unseen"):
+            named = {label: f"{prefix}hard_negative_accuracy_{kind}" for label, prefix in columns.items()}
+            listed = "  ".join(f"{label} {test[name]:.3f}" for label, name in named.items() if name in test)
+            lines.append(f"hard negatives, {kind} combinations (chance .5): {listed}")
+        return lines
 
     # --- steps ---
     def quantities_of(self, batch: ImageTextBatch, generator: torch.Generator) -> Quantities:
-        return self.quantities(self.model, batch, generator, self._before)
+        return Quantities(self.model, batch, generator, self._before)
 
-    @property
-    def _before(self) -> MultiModalTransformer | None:
-        """The model as the stage before left it, where a loss of this stage needs it."""
-        return self._previous[0] if self._previous else None
+    def example_names(self, batch: ImageTextBatch) -> Sequence[str]:
+        return batch.filenames
 
-    def loss_terms(self, batch: ImageTextBatch, seed: int, training: bool) -> dict[str, Tensor]:
-        """Weighted terms by name. In evaluation there is no second view, so terms over two views are left out."""
-        values = self.quantities_of(batch, torch.Generator().manual_seed(seed))
-        return {
-            name: term.weight * function(**{need: getattr(values, need) for need in needed}, **term.arguments)
-            for name, (function, term, needed) in self._losses.items()
-            if training or "view_embedding" not in needed
-        }
+    def throughput(self, batch: ImageTextBatch) -> dict[str, int]:
+        return {"pairs": len(batch.caption_id)}
 
-    def training_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
-        terms = self.loss_terms(batch, derive_seed(self.stage_seed, self.trainer.current_epoch, batch_idx), training=True)
-        loss = torch.stack(list(terms.values())).sum()
-        if not torch.isfinite(loss):
-            listed = ", ".join(f"{name}={float(value.detach()):g}" for name, value in terms.items())
-            raise TrainingFailure(
-                f"the loss is not finite at step {self.trainer.global_step} of stage '{self.stage_name}' ({listed}); "
-                f"pictures of this batch: {', '.join(batch.filenames)}. The checkpoints in {self.stage_dir} are from before this step. "
-                "Look at these pictures, or lower the learning rate"
-            )
-        self.log_dict(
-            {"train/loss": loss.detach(), **{f"train/loss/{name}": value.detach() for name, value in terms.items()}},
-            batch_size=len(batch.filenames),
-        )
-        self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
-        self.log("train/scale", self.model.scale.detach())
-        return loss
+    def step_figures(self) -> dict[str, Tensor]:
+        return {"train/scale": self.model.scale.detach()}
 
     def validation_step(self, batch: ImageTextBatch, batch_idx: int) -> None:
         image, text = self.model.encode_image(batch.image), self.model.encode_text(batch.tokens, batch.token_mask)
@@ -112,11 +98,7 @@ class ImageTextModule(L.LightningModule):
         if self.trainer.world_size == 1 and self._losses:  # the shares of several devices differ in size: a loss over them is not defined
             served = self.trainer.datamodule.serving.captions_per_image  # type: ignore[attr-defined]
             part = batch if served == "all" else first_captions(batch, served)  # as many captions as in training
-            terms = self.loss_terms(part, derive_seed(0, batch_idx), training=False)
-            if terms:
-                total = torch.stack(list(terms.values())).sum()
-                values = {"val/loss": total, **{f"val/loss/{name}": value for name, value in terms.items()}}
-                self.log_dict(values, on_epoch=True, batch_size=len(batch.filenames))
+            self.log_validation_loss(part, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
         if not self.trainer.sanity_checking:
@@ -173,19 +155,4 @@ class ImageTextModule(L.LightningModule):
             f"test/hard_negative_accuracy_{name}": hard_negative_accuracy(right[chosen], wrong[chosen])
             for name, chosen in (("seen", seen), ("unseen", ~seen))
             if chosen.any()
-        }
-
-    # --- optimiser ---
-    def configure_optimizers(self) -> Any:
-        if self.stage is None:
-            raise InputError("this module trains in stages: python train.py, or python -m lightning_modules.cli fit --stage NAME")
-        key = f"stages.{self.stage_name}"
-        optimizer = build_optimizer(self.named_parameters(), self.stage, key)
-        schedule = build_schedule(self.stage, int(self.trainer.estimated_stepping_batches), key)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {
-                "scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, [schedule] * len(optimizer.param_groups)),
-                "interval": "step",
-            },
         }

@@ -20,6 +20,7 @@ from typing import Any
 import lightning as L
 import yaml
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from callbacks.progress import StageProgress
@@ -32,7 +33,6 @@ from insight.stages import StagePlan
 from lightning_modules.engine_cli import EngineCLI
 from lightning_modules.release import check_deployment, release
 from lightning_modules.results import load_weights, stage_line, summary_table
-from lightning_modules.retrievals import RETRIEVAL_FILES, save_retrievals
 from tracking.run import RunLock, TrackedRun, status_of
 from tracking.store import store_address, without_password
 
@@ -229,15 +229,15 @@ def _run(cli: EngineCLI, run_dir: Path, weights: Path | None, stop: threading.Ev
     data.setup("fit")
     if not data.generated:
         say(data.describe())
-    model.model.check_tokenizer(data.tokenizer)
+    model.check_data(data)
     if is_first_process():
-        data.tokenizer.save(run_dir / "tokenizer.json")
+        model.save_inputs(run_dir, data)
         write_json(run_dir / "splits.json", data.splits())
     say(f"run: {run_dir}")
     scheduler = StageScheduler(cli.plan, run_dir)
     if tracked:
         tags = {"data.fingerprint": data.fingerprint(), "data": data.describe(), "seed": str(cli.plan.seed), "env": cli.settings.env}
-        tracked.start(cli.frozen, tags, run_dir / "config.yaml", [run_dir / "tokenizer.json"])
+        tracked.start(cli.frozen, tags, run_dir / "config.yaml", [run_dir / name for name in model.input_files])
     if weights is not None:
         load_weights(model, weights)
     while not scheduler.done:
@@ -252,9 +252,9 @@ def _run(cli: EngineCLI, run_dir: Path, weights: Path | None, stop: threading.Ev
     if is_first_process():
         write_json(run_dir / "summary.json", summary)
     if tracked:
-        for name in ("summary.json", *(RETRIEVAL_FILES if facts else ())):
+        for name in ("summary.json", *(model.result_files if facts else ())):
             tracked.log_artifact(run_dir / name)
-    say(summary_table(summary, data, run_dir, without_password(tracked.logger.tracking_uri) if tracked else None))
+    say(summary_table(model, summary, data, run_dir, without_password(tracked.logger.tracking_uri) if tracked else None))
     if bundle:
         say(f"bundle:    {bundle.folder} (its card: {bundle.folder / 'card' / CARD})")
 
@@ -266,11 +266,12 @@ def _fit_stage(cli: EngineCLI, scheduler: StageScheduler, stop: threading.Event,
     if handoff is not None:
         load_weights(cli.model, handoff)
     L.seed_everything(scheduler.seed, workers=False, verbose=False)
-    cli.datamodule.configure_stage(scheduler.seed, **vars(stage.data))
+    cli.datamodule.configure_stage(scheduler.seed, **stage.data.given)
     folder.mkdir(exist_ok=True)
     checkpoints = StageCheckpoints(folder, stage.monitor, stage.mode, stage.patience, cli.settings.save_every_n_steps, stop)
     logger = tracked.stage_logger(index, name) if tracked else None
-    callbacks: list[Callback] = [scheduler, *copy.deepcopy(list(cli.callbacks.values())), StageProgress(title), KeepHandlers(), checkpoints]
+    configured, progress = copy.deepcopy(list(cli.callbacks.values())), StageProgress(title, cli.model.progress)
+    callbacks: list[Callback] = [scheduler, *configured, progress, KeepHandlers(), checkpoints]
     trainer = make_trainer(cli, callbacks, logger, max_epochs=stage.epochs, **stage.trainer)
     say(stage_line(title, stage, cli.model, trainer) + (f"\n  goes on from {resume}" if resume else ""))
     started, cpu_started = time.perf_counter(), time.process_time()
@@ -309,14 +310,14 @@ def _test(cli: EngineCLI, scheduler: StageScheduler) -> dict[str, float]:
     assert handoff is not None, "a plan has at least one stage"
     load_weights(cli.model, handoff)
     say("test: the best weights of the last stage")
-    # every process tests the whole split: hard negatives and re-ranking need all pictures in one place
+    # every process tests the whole split: retrieval, hard negatives and re-ranking need all pictures in one place
     one = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     rank = getattr(rank_zero_only, "rank", 0)
     trainer = make_trainer(cli, copy.deepcopy(list(cli.callbacks.values())), None, max_epochs=1, **one)
     metrics = trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
     rank_zero_only.rank = rank  # type: ignore[attr-defined]
     if is_first_process():
-        save_retrievals(cli.model.test_retrieval.seen, cli.datamodule, scheduler.run_dir)
+        cli.model.save_results(scheduler.run_dir, cli.datamodule)
     return {name: float(value) for name, value in metrics[0].items()}
 
 
@@ -324,6 +325,8 @@ def _test(cli: EngineCLI, scheduler: StageScheduler) -> dict[str, float]:
 def evaluate(cli: EngineCLI, function: str, config_path: str | None, checkpoint: str | None, output: str | None) -> int:
     """``validate``, ``test`` or ``predict`` with a run's best weights and its own tokenizer."""
     hush()
+    if function == "predict" and not is_overridden("predict_step", cli.model):
+        raise InputError(f"predict: {type(cli.model).__name__} has nothing to predict; validate and test give its figures")
     run_dir = Path(config_path).parent if config_path else None
     path = Path(checkpoint) if checkpoint else _best_of(run_dir, function)
     load_weights(cli.model, path, cli.datamodule)
@@ -334,12 +337,9 @@ def evaluate(cli: EngineCLI, function: str, config_path: str | None, checkpoint:
     callbacks = copy.deepcopy(list(cli.callbacks.values())) if function == "test" else []
     trainer = make_trainer(cli, callbacks, None, max_epochs=1)
     if function == "predict":
-        from lightning_modules.results import save_predictions
-
         rows: Any = trainer.predict(cli.model, datamodule=cli.datamodule)
         folder = Path(output) if output else path.parent.parent / "predictions"
-        save_predictions(rows, folder)
-        say(f"embeddings: {folder / 'embeddings.safetensors'}, their names beside them")
+        say(cli.model.save_predictions(rows, folder))
         return 0
     metrics = getattr(trainer, function)(cli.model, datamodule=cli.datamodule, verbose=False)[0]
     say("\n".join(f"{name:<48}{float(value):.4f}" for name, value in sorted(metrics.items())))
@@ -347,7 +347,7 @@ def evaluate(cli: EngineCLI, function: str, config_path: str | None, checkpoint:
         Path(output).mkdir(parents=True, exist_ok=True)
         (Path(output) / f"{function}.json").write_text(json.dumps({name: float(value) for name, value in metrics.items()}, indent=1))
         if function == "test" and is_first_process():
-            save_retrievals(cli.model.test_retrieval.seen, cli.datamodule, Path(output))
+            cli.model.save_results(Path(output), cli.datamodule)
     return 0
 
 

@@ -15,9 +15,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from insight.errors import InputError
 from insight.metric_names import check_metric_name
 from insight.stages import Stage, StagePlan, check_arguments, check_plan
-from lightning_modules.base import ImageTextModule
 from lightning_modules.keys import CLASSES, check_keys, check_words
 from lightning_modules.settings import Deployment, RunSettings, Tracking
+from lightning_modules.staged import StagedData, StagedModule
 
 
 class EngineCLI(LightningCLI):
@@ -69,16 +69,29 @@ class EngineCLI(LightningCLI):
         self.deployment: Deployment = built["deployment"]
         self.run_dir: str | None = built["run_dir"]
         self.plan = StagePlan(built["stages"], self.config.seed_everything)
-        if not isinstance(self.model, ImageTextModule):
+        if not isinstance(self.model, StagedModule):
             raise InputError(f"model.class_path={type(self.model).__name__}: must be a module of lightning_modules that trains in stages")
+        self._check_data()
         check_plan(self.plan)
         for name, stage in self.plan.stages.items():
             self.model.check_stage(name, stage)
+            check_arguments(self.datamodule.configure_stage, stage.data.given, f"stages.{name}.data", supplied=["stage_seed"])
             owned = ("callbacks", "logger", "max_epochs", "default_root_dir", "enable_checkpointing")
             check_arguments(L.Trainer.__init__, stage.trainer, f"stages.{name}.trainer", supplied=("self", *owned))
             if stage.monitor is not None:
                 check_metric_name(stage.monitor)
         self._check_sizes()
+
+    def _check_data(self) -> None:
+        """The data module is one that a run of stages and this model can use."""
+        needed = {name for name in vars(StagedData) if not name.startswith("_")} | StagedData.__annotations__.keys()
+        needed |= {"configure_stage", *self.model.data_needs}
+        missing = sorted(name for name in needed if not hasattr(self.datamodule, name))
+        if missing:
+            raise InputError(
+                f"data.class_path={type(self.datamodule).__name__}: has no {', '.join(missing)}, which {type(self.model).__name__} needs: "
+                "choose data for this task"
+            )
 
     def _check_sizes(self) -> None:
         model, data = self.config.model.init_args, self.config.data.init_args

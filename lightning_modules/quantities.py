@@ -20,9 +20,10 @@ from insight.losses import IGNORED, NO_NEGATIVE, hard_negatives
 from insight.masking import HiddenWords, hide_words
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.models.multimodal import ImageFeatures, MultiModalTransformer, TextFeatures
+from lightning_modules.staged import NamedQuantities
 
 
-class Quantities:
+class Quantities(NamedQuantities):
     """Quantities of a dual encoder. Embeddings are gathered over devices, gradients included, before a loss sees them.
 
     Args:
@@ -40,11 +41,6 @@ class Quantities:
         previous: MultiModalTransformer | None = None,
     ) -> None:
         self._model, self._batch, self._generator, self._previous = model, batch, generator, previous
-
-    @classmethod
-    def names(cls) -> set[str]:
-        """Every quantity that a loss may name."""
-        return {name for kind in cls.__mro__ for name, value in vars(kind).items() if isinstance(value, cached_property) and name[0] != "_"}
 
     @cached_property
     def _image(self) -> ImageFeatures:

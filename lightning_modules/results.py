@@ -1,9 +1,8 @@
-"""What a run says: the line of a stage, the table at the end, predictions; and how its weights are read."""
+"""What a run says: the line of a stage, the table at the end; and how its weights are read."""
 
 from __future__ import annotations
 
 import io
-import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,14 @@ import lightning as L
 import torch
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import save_file
 
 from insight.errors import InputError
-from insight.metrics import chance_recall
 from insight.stages import Stage, matching
-from lightning_modules.base import ImageTextModule, Prediction
-
-SHOWN = ("image_to_text_recall_at_1", "image_to_text_recall_at_10", "text_to_image_recall_at_1", "text_to_image_recall_at_10")
+from lightning_modules.staged import StagedModule
 
 
-def load_weights(model: ImageTextModule, path: Path, data: L.LightningDataModule | None = None) -> None:
-    """Load a checkpoint's weights into the model and, when given, its tokenizer into the data module.
+def load_weights(model: StagedModule, path: Path, data: L.LightningDataModule | None = None) -> None:
+    """Load a checkpoint's weights into the model and, when given, what goes with them (the tokenizer) into the data module.
 
     Raises:
         InputError: no such file, a damaged file, or weights of another architecture (the keys are listed).
@@ -47,13 +42,13 @@ def load_weights(model: ImageTextModule, path: Path, data: L.LightningDataModule
         raise InputError(f"{path} holds weights of another architecture: {listed}. Use the config.yaml beside its run")
     model.load_state_dict(weights)
     if data is not None:
-        states = [value for value in checkpoint.values() if isinstance(value, dict) and "tokenizer" in value]
+        states = [value for value in checkpoint.values() if isinstance(value, dict) and "fingerprint" in value]
         if not states:
-            raise InputError(f"{path}: holds no tokenizer")
+            raise InputError(f"{path}: holds no state of a data module (its tokenizer)")
         data.load_state_dict(states[0])
 
 
-def stage_line(title: str, stage: Stage, model: ImageTextModule, trainer: L.Trainer) -> str:
+def stage_line(title: str, stage: Stage, model: StagedModule, trainer: L.Trainer) -> str:
     """What trains, how many parameters, which losses."""
     parameters = dict(model.named_parameters())
     trained = sum(parameters[name].numel() for name in matching(stage.train, parameters, f"stages.{title.split()[-1]}.train"))
@@ -65,60 +60,35 @@ def stage_line(title: str, stage: Stage, model: ImageTextModule, trainer: L.Trai
     return f"\n{title} on {device}: {limit}; trains {trained:,} of {total:,} parameters ({', '.join(stage.train)}); loss {losses}"
 
 
-def chance(data: Any, split: str) -> list[str]:
-    """The recalls that a random order would reach, as shown."""
-    counts = data.caption_counts(split)
-    scores = chance_recall(len(counts), counts)
-    return [f"{scores[name]:.3f}" for name in SHOWN]
-
-
-def summary_table(summary: dict[str, Any], data: Any, run_dir: Path, tracking_uri: str | None) -> str:
-    """The table at the end of a run, with chance level beside the recalls, and where to look next."""
-    table = Table(title="recall (fraction of queries)", title_justify="left")
-    for column in ("", "epochs", *(name.replace("_recall_at_", " R@").replace("_", " ") for name in SHOWN)):
+def summary_table(model: StagedModule, summary: dict[str, Any], data: Any, run_dir: Path, tracking_uri: str | None) -> str:
+    """The table at the end of a run, with chance level (or what else the task compares with) beside it, and where to look next."""
+    shown, test = model.shown, summary["test"]
+    table = Table(title=shown.title, title_justify="left")
+    for column in ("", "epochs", *shown.metrics.values()):
         table.add_column(column, justify="left" if not column else "right")
+
+    def cells(figures: dict[str, float], prefix: str = "") -> list[str]:
+        return [f"{figures[prefix + name]:.3f}" if prefix + name in figures else "-" for name in shown.metrics]
+
     for stage in summary["stages"]:
-        figures = [f"{stage['metrics'][f'val/{name}']:.3f}" if f"val/{name}" in stage["metrics"] else "-" for name in SHOWN]
-        table.add_row(f"val, after {stage['name']}", str(stage["epochs"]), *figures)
-    table.add_row("val, chance", "", *chance(data, "val"), end_section=True)
-    test = summary["test"]
+        table.add_row(f"val, after {stage['name']}", str(stage["epochs"]), *cells(stage["metrics"], "val/"))
+    for label, figures in model.references(data, "val").items():
+        table.add_row(f"val, {label}", "", *cells(figures))
     if test:
-        prefixes = {"test": "test/", "test, re-ranked": "test/reranked_"}
-        prefixes |= {f"test, {name.replace('_', ' ')}": f"test/baseline/{name}/" for name in ("colour_histogram", "blind_prior")}
-        for label, prefix in prefixes.items():
-            if f"{prefix}{SHOWN[0]}" in test:
-                table.add_row(label, "", *(f"{test[prefix + name]:.3f}" for name in SHOWN))
-        table.add_row("test, chance", "", *chance(data, "test"))
+        table.add_section()
+        for label, prefix in shown.tests.items():
+            if any(prefix + name in test for name in shown.metrics):
+                table.add_row(label, "", *cells(test, prefix))
+        for label, figures in model.references(data, "test").items():
+            table.add_row(f"test, {label}", "", *cells(figures))
     out = io.StringIO()
     Console(file=out, width=150, force_terminal=False).print(table)
-    lines = [out.getvalue().rstrip()]
-    if "test/hard_negative_accuracy_seen" in test:
-        columns = {
-            "model": "test/",
-            "re-ranked": "test/reranked_",
-            "colour histogram": "test/baseline/colour_histogram/",
-            "blind prior": "test/baseline/blind_prior/",
-        }
-        for kind in ("seen", "unseen"):
-            named = {label: f"{prefix}hard_negative_accuracy_{kind}" for label, prefix in columns.items()}
-            listed = "  ".join(f"{label} {test[name]:.3f}" for label, name in named.items() if name in test)
-            lines.append(f"hard negatives, {kind} combinations (chance .5): {listed}")
+    lines = [out.getvalue().rstrip(), *model.remarks(test)]
     pictures = sorted(run_dir.glob("*/figures"))
-    lines.append(f"pictures:  {', '.join(map(str, pictures)) or '(none)'}")
+    if pictures:
+        lines.append(f"pictures:  {', '.join(map(str, pictures))}")
     lines.append(f"results:   {run_dir / 'summary.json'}")
     if tracking_uri:
         served = tracking_uri.startswith("http")  # by a server that is there already
         lines.append(f"MLflow:    {tracking_uri if served else f'.venv/bin/mlflow ui --backend-store-uri {tracking_uri}'}")
     return "\n".join(lines)
-
-
-def save_predictions(rows: list[Prediction], folder: Path) -> None:
-    """Embeddings of pictures (N, E) and captions (C, E) as safetensors, file names and texts as JSON."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        "image_embedding": torch.cat([row.image_embedding for row in rows]).cpu().contiguous(),
-        "text_embedding": torch.cat([row.text_embedding for row in rows]).cpu().contiguous(),
-    }
-    save_file(tensors, folder / "embeddings.safetensors")
-    names = {"filenames": [name for row in rows for name in row.filenames], "texts": [text for row in rows for text in row.texts]}
-    (folder / "embeddings.json").write_text(json.dumps(names, ensure_ascii=False))

@@ -1,4 +1,5 @@
-"""What each test query found: its rank and its best candidates, with names, texts and small pictures; enough to compare two runs later.
+"""What an image-text run leaves: what each test query found (its rank and best candidates, with names, texts and small pictures: enough
+to compare two runs later), and embeddings.
 
 B pictures, C captions, E width of the embedding, Q queries, N candidates, S side of a picture.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +24,15 @@ RETRIEVAL_FILES = (RANKS, NAMES, PICTURES)
 CANDIDATES = 5
 LARGEST_CELL = 96  # pixels of a small picture's side
 MOST_PICTURES = 4000  # of the sheet
+
+
+class Prediction(NamedTuple):
+    """Embeddings of one batch."""
+
+    filenames: tuple[str, ...]
+    image_embedding: Tensor  # (B, E)
+    texts: tuple[str, ...]
+    text_embedding: Tensor  # (C, E)
 
 
 def save_retrievals(seen: Seen, data: Any, folder: Path) -> None:
@@ -73,3 +83,15 @@ def contact_sheet(images_B3SS: Tensor) -> tuple[Image.Image, dict[str, int]]:
             picture = picture.resize((cell, cell), Image.Resampling.BILINEAR)
         sheet.paste(picture, (number % columns * cell, number // columns * cell))
     return sheet, {"cell": cell, "columns": columns, "count": count}
+
+
+def save_predictions(rows: list[Prediction], folder: Path) -> None:
+    """Embeddings of pictures (N, E) and captions (C, E) as safetensors, file names and texts as JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        "image_embedding": torch.cat([row.image_embedding for row in rows]).cpu().contiguous(),
+        "text_embedding": torch.cat([row.text_embedding for row in rows]).cpu().contiguous(),
+    }
+    save_file(tensors, folder / "embeddings.safetensors")
+    names = {"filenames": [name for row in rows for name in row.filenames], "texts": [text for row in rows for text in row.texts]}
+    (folder / "embeddings.json").write_text(json.dumps(names, ensure_ascii=False))
