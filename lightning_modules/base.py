@@ -12,6 +12,7 @@ from torch import Tensor
 from insight.data.batch import ImageTextBatch, first_captions
 from insight.metrics import RetrievalMetrics, chance_recall, hard_negative_accuracy
 from insight.models.multimodal import MultiModalTransformer
+from insight.models.tower import ImageTower
 from lightning_modules.quantities import Quantities
 from lightning_modules.retrievals import RETRIEVAL_FILES, Prediction, save_predictions, save_retrievals
 from lightning_modules.staged import Shown, StagedModule
@@ -49,6 +50,14 @@ class ImageTextModule(StagedModule):
     # --- around the training ---
     def check_data(self, data: Any) -> None:
         self.model.check_tokenizer(data.tokenizer)
+
+    def setup(self, stage: str) -> None:
+        """Where the image tower is locked, or only evaluated, the data may serve its features instead of pictures."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        tower = self.model.image
+        if isinstance(tower, ImageTower) and hasattr(data, "serve_features"):
+            trains = stage == "fit" and any(parameter.requires_grad for parameter in tower.parameters())
+            data.serve_features(None if trains else tower, self.model.reads_regions)
 
     def save_inputs(self, run_dir: Path, data: Any) -> None:
         data.tokenizer.save(run_dir / "tokenizer.json")
