@@ -95,7 +95,7 @@ def build_features(
         cache_dir: Where the file lies.
     """
     tokens = 1 + tower.grid_size**2 if regions else 1
-    shape, dtype = (len(pictures), num_views, tokens, tower.width), np.dtype(precision)
+    shape, dtype = (len(pictures), num_views, tokens, tower.dim), np.dtype(precision)
     facts = [[picture.filename, picture.size, picture.modified] for picture in pictures]
     key = json.dumps([PREPROCESSING_VERSION, tower.features_digest(), list(views_key), precision, shape, facts])
     path = cache_dir / f"features-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"

@@ -14,6 +14,7 @@ from insight.metrics import rerank, retrieval_scores
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.models.multimodal import ImageFeatures, TextFeatures
 from insight.models.tower import ImageTower, TextTower
+from insight.nn.settings import PLAIN, BlockSettings
 from lightning_modules.base import ImageTextModule
 from lightning_modules.quantities import CrossAttentionQuantities
 
@@ -38,6 +39,7 @@ class CrossAttentionModule(ImageTextModule):
         fusion_depth: Blocks in which text reads the image.
         rerank_top_k: Candidates of each query that the matching head re-orders in the test; 0 = no re-ranking.
         fuse_every: In training the fusion reads every n-th picture of a batch; 1 = all.
+        block: How the blocks of both towers and of the fusion are made.
         image: The image tower, instead of one of our own: a class of ``insight.towers``; ``patch_size``, ``image_depth`` are then unused.
         text: The text tower, instead of one of our own; ``text_depth`` is then unused.
     """
@@ -60,6 +62,7 @@ class CrossAttentionModule(ImageTextModule):
         fusion_depth: int = 2,
         rerank_top_k: int = 16,
         fuse_every: int = 1,
+        block: BlockSettings = PLAIN,
         image: ImageTower | None = None,
         text: TextTower | None = None,
     ) -> None:
@@ -80,6 +83,7 @@ class CrossAttentionModule(ImageTextModule):
                 embed_dim,
                 dropout=dropout,
                 fusion_depth=fusion_depth,
+                block=block,
                 image=image,
                 text=text,
             )

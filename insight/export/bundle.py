@@ -25,7 +25,7 @@ import shutil
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
@@ -322,13 +322,10 @@ def _build(folder: Path, described: Mapping[str, Any], weights: dict[str, Tensor
     if missing:
         raise InputError(f"{folder}/model.json: {name} needs {', '.join(missing)}")
     hints = typing.get_type_hints(architecture.__init__)
-    for key, value in arguments.items():
-        kinds = typing.get_args(hints[key]) or (hints[key],)
-        if type(value) not in kinds and not (float in kinds and type(value) is int):
-            raise InputError(f"{folder}/model.json: {key}={value!r} must be {' or '.join(kind.__name__ for kind in kinds)}")
+    built = {key: _value(f"{folder}/model.json: {key}", value, hints[key]) for key, value in arguments.items()}
     try:
         with torch.device("meta"):
-            model = architecture(**arguments)
+            model = architecture(**built)
     except (ValueError, RuntimeError, OverflowError) as error:
         raise InputError(f"{folder}/model.json: {name} cannot be built: {error}") from error
     own = {key: (tuple(value.shape), value.dtype) for key, value in model.state_dict().items()}
@@ -338,3 +335,24 @@ def _build(folder: Path, described: Mapping[str, Any], weights: dict[str, Tensor
         raise InputError(f"{folder}: weights of another model: {wrong[0]} is {given.get(wrong[0])}, {name} has {own.get(wrong[0])}")
     model.to_empty(device="cpu").load_state_dict(weights)  # copied: in the file they lie unaligned, and kernels then round otherwise
     return model.eval().requires_grad_(False)
+
+
+def _value(key: str, value: Any, hint: Any) -> Any:
+    """An argument as its class takes it: plain, or settings from a JSON object.
+
+    Raises:
+        InputError: of another type, or not one of the words that may stand there.
+    """
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, dict):
+            raise InputError(f"{key}={value!r} must be a JSON object")
+        check_arguments(hint, value, key)
+        hints = typing.get_type_hints(hint)
+        return hint(**{name: _value(f"{key}.{name}", one, hints[name]) for name, one in value.items()})
+    kinds = typing.get_args(hint) or (hint,)
+    if typing.get_origin(hint) is Literal:
+        if value not in kinds:
+            raise InputError(f"{key}={value!r} must be one of {', '.join(kinds)}")
+    elif type(value) not in kinds and not (float in kinds and type(value) is int):
+        raise InputError(f"{key}={value!r} must be {' or '.join(kind.__name__ for kind in kinds)}")
+    return value

@@ -13,9 +13,10 @@ from insight.models.multimodal import ImageFeatures, MultiModalTransformer, Text
 from insight.models.text_transformer import TextTransformer
 from insight.models.tower import ImageTower, TextTower
 from insight.models.vision_transformer import VisionTransformer
-from insight.nn.block import FusionBlock
+from insight.nn.block import fusion_blocks, norm
 from insight.nn.linear import linear
 from insight.nn.pool import masked_mean
+from insight.nn.settings import PLAIN, BlockSettings
 
 
 class CrossAttentionMultiModalTransformer(MultiModalTransformer):
@@ -39,16 +40,17 @@ class CrossAttentionMultiModalTransformer(MultiModalTransformer):
         embed_dim: int = 128,
         dropout: float = 0.0,
         fusion_depth: int = 2,
+        block: BlockSettings = PLAIN,
         image: VisionTransformer | ImageTower | None = None,
         text: TextTransformer | TextTower | None = None,
     ) -> None:
         super().__init__(
-            vocab_size, image_size, patch_size, context_length, dim, image_depth, text_depth, heads, embed_dim, dropout, image, text
+            vocab_size, image_size, patch_size, context_length, dim, image_depth, text_depth, heads, embed_dim, dropout, block, image, text
         )
-        self.image_adapter = nn.Identity() if self.image.width == dim else linear(self.image.width, dim)
-        self.text_adapter = nn.Identity() if self.text.width == dim else linear(self.text.width, dim)
-        self.fusion = nn.ModuleList([FusionBlock(dim, heads, dropout=dropout) for _ in range(fusion_depth)])
-        self.fusion_norm = nn.LayerNorm(dim)
+        self.image_adapter = nn.Identity() if self.image.dim == dim else linear(self.image.dim, dim)
+        self.text_adapter = nn.Identity() if self.text.dim == dim else linear(self.text.dim, dim)
+        self.fusion = fusion_blocks(fusion_depth, dim, heads, dropout, block)
+        self.fusion_norm = norm(dim, block)
         self.match_head = linear(dim, 2)
         # its own rows, not the token embedding's: those are locked in some stages, and small where they are not
         self.masked_head = nn.Sequential(linear(dim, dim), nn.GELU(), nn.LayerNorm(dim), linear(dim, vocab_size))
@@ -66,8 +68,9 @@ class CrossAttentionMultiModalTransformer(MultiModalTransformer):
         Row c of the text reads row ``image_row_C[c]`` of the image; None: row c, and B = C.
         """
         x_CTD, image_tokens_BND = self.text_adapter(text_tokens_CTD), self.image_adapter(image_tokens_BND)
+        turn = self.text.rotation(x_CTD)
         for block in self.fusion:
-            x_CTD = block(x_CTD, text_mask_CT, image_tokens_BND, image_mask_BN, image_row_C)
+            x_CTD = block(x_CTD, text_mask_CT, image_tokens_BND, image_mask_BN, image_row_C, turn)
         return self.fusion_norm(x_CTD)
 
     def match(

@@ -18,6 +18,7 @@ from insight.models.text_transformer import TextOutput, TextTransformer
 from insight.models.tower import ImageTower, TextTower
 from insight.models.vision_transformer import VisionOutput, VisionTransformer
 from insight.nn.linear import linear
+from insight.nn.settings import PLAIN, BlockSettings
 
 MAX_LOGIT_SCALE = math.log(100.0)  # the bound of the paper, section 2.5
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
@@ -61,6 +62,7 @@ class MultiModalTransformer(nn.Module):
         heads: int = 4,
         embed_dim: int = 128,
         dropout: float = 0.0,
+        block: BlockSettings = PLAIN,
         image: VisionTransformer | ImageTower | None = None,
         text: TextTransformer | TextTower | None = None,
     ) -> None:
@@ -76,11 +78,11 @@ class MultiModalTransformer(nn.Module):
         ):
             if text is not None and asked != own:
                 raise InputError(f"{key}={asked}, but the text tower has {own}: data.init_args.{key}={own}, and the model's with it")
-        self.image = image or VisionTransformer(image_size, patch_size, dim, image_depth, heads, dropout=dropout)
-        self.text = text or TextTransformer(vocab_size, context_length, dim, text_depth, heads, dropout=dropout)
-        self.image_projection = linear(self.image.width, embed_dim, bias=False)
-        self.text_projection = linear(self.text.width, embed_dim, bias=False)
-        self.word_head = linear(self.image.width, vocab_size)  # of the image tower; only a loss asks for it
+        self.image = image or VisionTransformer(image_size, patch_size, dim, image_depth, heads, dropout, block)
+        self.text = text or TextTransformer(vocab_size, context_length, dim, text_depth, heads, dropout, block)
+        self.image_projection = linear(self.image.dim, embed_dim, bias=False)
+        self.text_projection = linear(self.text.dim, embed_dim, bias=False)
+        self.word_head = linear(self.image.dim, vocab_size)  # of the image tower; only a loss asks for it
         self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
         self.logit_bias = nn.Parameter(torch.tensor(INITIAL_LOGIT_BIAS))
 

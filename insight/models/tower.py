@@ -19,7 +19,7 @@ from insight.digest import state_digest
 from insight.errors import InputError
 from insight.models.text_transformer import TextOutput
 from insight.models.vision_transformer import VisionOutput
-from insight.nn.pool import masked_mean
+from insight.nn.pool import Pool
 
 
 class ImageTower(nn.Module):
@@ -39,7 +39,7 @@ class ImageTower(nn.Module):
     """
 
     grid_size: int  # regions per side
-    width: int
+    dim: int  # W
     mean_pooled: bool  # the pooled vector is the mean of the regions
 
     def __init__(
@@ -50,6 +50,7 @@ class ImageTower(nn.Module):
         self.image_size = image_size
         self.mean, self.std = tuple(mean), tuple(std)
         self.pooling = pooling
+        self.num_prefix = 1
         self.blocks = nn.ModuleList()  # no attention of this project, so none that could be recorded
         self.norm = nn.Identity()
 
@@ -72,14 +73,15 @@ class ImageTower(nn.Module):
         except (RuntimeError, ValueError, AssertionError) as error:  # the libraries' ways to say that a size does not fit
             message = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(f"{self.title} does not read pictures of {self.image_size} pixels ({message}): set its image_size") from error
-        self.width, self.grid_size = grid_BRW.shape[-1], math.isqrt(grid_BRW.shape[1])
+        self.dim, self.grid_size = grid_BRW.shape[-1], math.isqrt(grid_BRW.shape[1])
         if self.grid_size**2 != grid_BRW.shape[1]:
             raise InputError(f"{self.title}: its {grid_BRW.shape[1]} regions form no square, so no map of them can be drawn")
-        if self.pooling == "own" and (own_BW is None or own_BW.shape[-1] != self.width):
+        if self.pooling == "own" and (own_BW is None or own_BW.shape[-1] != self.dim):
             has = "has no vector of its own" if own_BW is None else f"'s own vector has {own_BW.shape[-1]} channels"
-            raise InputError(f"{self.title} {has}, its regions have {self.width} channels: set its pooling: mean")
+            raise InputError(f"{self.title} {has}, its regions have {self.dim} channels: set its pooling: mean")
         mean_BW = grid_BRW.mean(dim=1)
         self.mean_pooled = self.pooling == "mean" or (own_BW is not None and torch.allclose(own_BW, mean_BW, atol=1e-4, rtol=1e-3))
+        self.pool = Pool("mean" if self.mean_pooled else "first", self.dim, heads=1, skip=1)
 
     @property
     def title(self) -> str:
@@ -98,7 +100,7 @@ class ImageTower(nn.Module):
         Raises:
             InputError: neither pictures of ``image_size`` nor features of this tower.
         """
-        if image.ndim == 3 and image.shape[-1] == self.width:
+        if image.ndim == 3 and image.shape[-1] == self.dim:
             return image
         if image.ndim != 4 or image.shape[1:] != (3, self.image_size, self.image_size):
             raise InputError(
@@ -109,17 +111,22 @@ class ImageTower(nn.Module):
         pooled_BW = own_BW if self.pooling == "own" and own_BW is not None else grid_BRW.mean(dim=1)
         return torch.cat([pooled_BW[:, None], grid_BRW], dim=1)
 
-    def read(self, x_BNW: Tensor, mask_BN: Tensor | None = None) -> VisionOutput:
+    def rotation(self, x_BNW: Tensor) -> None:
+        """No rotary positions of this project."""
+
+    def start(self, x_BNW: Tensor) -> Tensor:
+        """What lies between ``embed`` and the blocks: nothing."""
+        return x_BNW
+
+    def read(self, x_BNW: Tensor, mask_BN: Tensor | None = None, place_BN: Tensor | None = None) -> VisionOutput:
         """What follows ``embed``: nothing, for the whole picture. Regions may be left out, by their rows or by a mask (True = may be read):
         a pooled vector that is the mean of the regions is then the mean of those that are left."""
         complete = mask_BN is None and x_BNW.shape[1] == 1 + self.grid_size**2
         if complete or x_BNW.shape[1] == 1 or not self.mean_pooled:
             return self.finish(x_BNW)
-        grid_BRW = x_BNW[:, 1:]
-        mask_BR = torch.ones_like(grid_BRW[..., 0], dtype=torch.bool) if mask_BN is None else mask_BN[:, 1:]
-        return self.finish(torch.cat([masked_mean(grid_BRW, mask_BR)[:, None], grid_BRW], dim=1))
+        return self.finish(torch.cat([self.pool(x_BNW, mask_BN)[:, None], x_BNW[:, 1:]], dim=1))
 
-    def finish(self, x_BNW: Tensor) -> VisionOutput:
+    def finish(self, x_BNW: Tensor, mask_BN: Tensor | None = None) -> VisionOutput:
         return VisionOutput(tokens=x_BNW, pooled=x_BNW[:, 0])
 
     def forward(self, image: Tensor) -> VisionOutput:
@@ -135,7 +142,7 @@ class ImageTower(nn.Module):
 
     def features_digest(self) -> str:
         """Changes with anything that could change the features."""
-        facts = f"{self.title} {self.image_size} {self.mean} {self.std} {self.pooling} {self.width} {self.grid_size}"
+        facts = f"{self.title} {self.image_size} {self.mean} {self.std} {self.pooling} {self.dim} {self.grid_size}"
         return f"{state_digest(self.state_dict())} {facts}"
 
 
@@ -147,7 +154,7 @@ class TextTower(nn.Module):
         library_id: (V,) the library's id of each of our token ids.
         tokenizer_place: Where its tokenizer is, for messages.
         context_length: Most tokens of a caption.
-        width: W.
+        dim: W.
         pooling: ``mean`` of the real tokens, the ``first`` or the ``last`` real one.
     """
 
@@ -157,16 +164,17 @@ class TextTower(nn.Module):
         library_id: Tensor,
         tokenizer_place: str,
         context_length: int,
-        width: int,
+        dim: int,
         pooling: Literal["mean", "first", "last"] = "mean",
     ) -> None:
         super().__init__()
         self.network = network
         self.tokenizer_place = tokenizer_place
         self.register_buffer("library_id", library_id)
-        self.context_length, self.width, self.pooling = context_length, width, pooling
+        self.context_length, self.dim = context_length, dim
         self.blocks = nn.ModuleList()
         self.norm = nn.Identity()
+        self.pool = Pool(pooling, dim, heads=1)
 
     @property
     def vocab_size(self) -> int:
@@ -197,12 +205,15 @@ class TextTower(nn.Module):
         output = self.network(inputs_embeds=x_CTW, attention_mask=mask_CT.long())
         return self.finish(output.last_hidden_state, mask_CT)
 
+    def rotation(self, x_CTW: Tensor) -> None:
+        """No rotary positions of this project."""
+
+    def start(self, x_CTW: Tensor) -> Tensor:
+        """What lies between ``embed`` and the blocks: nothing."""
+        return x_CTW
+
     def finish(self, x_CTW: Tensor, mask_CT: Tensor) -> TextOutput:
-        if self.pooling == "mean":
-            return TextOutput(x_CTW, masked_mean(x_CTW, mask_CT))
-        last_C = mask_CT.sum(dim=1).clamp(min=1) - 1
-        place_C = last_C if self.pooling == "last" else torch.zeros_like(last_C)
-        return TextOutput(x_CTW, x_CTW[torch.arange(len(x_CTW), device=x_CTW.device), place_C])
+        return TextOutput(x_CTW, self.pool(x_CTW, mask_CT))
 
     def forward(self, tokens_CT: Tensor, mask_CT: Tensor) -> TextOutput:
         return self.read(self.embed(tokens_CT), mask_CT)

@@ -51,8 +51,8 @@ def test_a_timm_tower_gives_the_libraries_own_map_and_vector(cnn_file):
     with torch.no_grad():
         output, features = tower(image), network.forward_features(own)
     side = features.shape[-1]
-    assert (tower.grid_size, tower.width, tower.mean_pooled) == (side, features.shape[1], True)
-    assert output.tokens.shape == (2, 1 + side * side, tower.width) and torch.equal(output.tokens[:, 0], output.pooled)
+    assert (tower.grid_size, tower.dim, tower.mean_pooled) == (side, features.shape[1], True)
+    assert output.tokens.shape == (2, 1 + side * side, tower.dim) and torch.equal(output.tokens[:, 0], output.pooled)
     for row in range(side):
         for column in range(side):
             torch.testing.assert_close(output.tokens[:, 1 + row * side + column], features[:, :, row, column], atol=1e-4, rtol=1e-4)
@@ -74,7 +74,7 @@ def test_a_timm_transformer_gives_its_patches_and_its_own_vector():
 def test_a_torchvision_tower_reads_what_the_last_layer_would_read(name):
     torch.manual_seed(0)
     tower = TorchvisionImage(name, image_size=64)
-    last = torch.nn.Linear(tower.width, 5)
+    last = torch.nn.Linear(tower.dim, 5)
     image = pictures(64)
     full = torchvision.models.get_model(name)
     full.load_state_dict({**full.state_dict(), **tower.network.state_dict()})
@@ -100,7 +100,7 @@ def test_a_transformers_tower_equals_its_model_and_keeps_its_weights(tmp_path):
         expected, output = model(pixel_values=raw * 2 - 1), tower(image)
     torch.testing.assert_close(output.tokens[:, 1:], expected.last_hidden_state[:, 1:], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(output.pooled, expected.pooler_output, atol=1e-5, rtol=1e-4)
-    assert (tower.image_size, tower.grid_size, tower.width) == (16, 2, 16)
+    assert (tower.image_size, tower.grid_size, tower.dim) == (16, 2, 16)
     assert state_digest(tower.network.state_dict()) == state_digest(model.state_dict())
     with torch.no_grad():
         assert TransformersImage(str(tmp_path), image_size=32)(pictures(32)).tokens.shape == (2, 17, 16)  # interpolated positions
@@ -123,7 +123,7 @@ def test_a_model_around_a_tower_changes_no_bit_of_it(kind, cnn_file):
     assert state_digest(model.image.state_dict()) == before and model.image is tower
     tokens, mask = torch.randint(4, 20, (3, 8)), torch.ones(3, 8, dtype=torch.bool)
     output = model(pictures(64), tokens, mask)
-    assert output.image.embedding.shape == (2, 12) and output.image.tokens.shape[-1] == tower.width != 16
+    assert output.image.embedding.shape == (2, 12) and output.image.tokens.shape[-1] == tower.dim != 16
     torch.testing.assert_close(output.image.embedding.norm(dim=-1), torch.ones(2))
     if kind is CrossAttentionMultiModalTransformer:
         scores = model.match(output.text.tokens, mask, output.image.tokens, image_row_C=torch.tensor([0, 0, 1]))
@@ -209,7 +209,7 @@ def headless(folder):
 
 def test_pooling_may_be_the_mean_where_widths_differ(tmp_path):
     tower = TorchvisionImage("mobilenet_v3_small", image_size=32, pooling="mean")
-    assert isinstance(tower, ImageTower) and (tower.width, tower.mean_pooled) == (576, True)
+    assert isinstance(tower, ImageTower) and (tower.dim, tower.mean_pooled) == (576, True)
     own = TransformersImage(str(headless(tmp_path)), arguments={"add_pooling_layer": False})
     with torch.no_grad():
         assert torch.equal(own(pictures(16)).pooled, own.network(pixel_values=own.normalised(pictures(16))).last_hidden_state[:, 0])
