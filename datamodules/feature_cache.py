@@ -114,7 +114,7 @@ def is_whole(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:
     try:
         found = np.load(path, mmap_mode="r")
         checksum = json.loads(note.read_text(encoding="utf-8"))["crc32"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         logger.warning("%s is damaged (%s): its features are computed again", path, error)
         return False
     if found.shape != shape or found.dtype != dtype or crc32(found) != checksum:
