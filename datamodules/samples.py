@@ -1,6 +1,6 @@
 """One split as samples: picture, captions and phrase boxes -> ``ImageTextBatch``.
 
-C captions of the split, T token positions.
+C captions of the split, T token positions. Where features of a locked image tower are served, they stand in the picture's place.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datamodules.feature_cache import FeatureCache
 from datamodules.flickr30k_files import Picture
 from datamodules.image_cache import ImageCache
 from datamodules.loading import SampleKey
 from datamodules.phrases import Phrases
 from insight.data.batch import ImageTextBatch, Phrase
-from insight.data.images import Crop, ImageTransform, normalise
+from insight.data.images import Crop, ImageTransform, normalise, working_size
 from insight.data.text import Tokenizer
+from insight.stages import derive_seed
 
 
 class SplitTexts(NamedTuple):
@@ -51,8 +53,8 @@ class Sample(NamedTuple):
     """One picture with the captions that go with it."""
 
     row: int  # in its split
-    image: Tensor  # (3, H, W) uint8
-    view: Tensor | None
+    image: Tensor  # (3, H, W) uint8, or features (tokens, width)
+    view: Tensor | None  # likewise
     captions: list[int]
     crop: Crop | None  # None: the whole picture
 
@@ -85,8 +87,8 @@ class Split(Dataset):
         mask_CT = self.texts.mask_CT[captions]
         longest = int(mask_CT.sum(dim=1).max())  # no model pays for padding that no caption of the batch needs
         return ImageTextBatch(
-            image=normalise(torch.stack([sample.image for sample in samples])),
-            view=normalise(torch.stack(views)) if views else None,
+            image=_as_read(torch.stack([sample.image for sample in samples])),
+            view=_as_read(torch.stack(views)) if views else None,
             tokens=self.texts.tokens_CT[captions, :longest],
             token_mask=mask_CT[:, :longest],
             caption_row=torch.tensor([row for row, sample in enumerate(samples) for _ in sample.captions]),
@@ -98,11 +100,71 @@ class Split(Dataset):
         )
 
 
+def _as_read(image: Tensor) -> Tensor:
+    """Pixels are normalised, features are widened."""
+    return normalise(image) if image.dtype == torch.uint8 else image.float()
+
+
 def _seen(phrase: Phrase, row: int, crop: Crop | None) -> Phrase:
     if crop is None:
         return phrase._replace(caption=row)
     boxes = (crop.box(box) for box in phrase.boxes)
     return phrase._replace(caption=row, boxes=tuple(box for box in boxes if box is not None))
+
+
+class FixedViews:
+    """A few views of each picture, always the same: the whole one, its mirror image where ``transform`` mirrors, then random crops.
+
+    Args:
+        transform: Its ``augment`` makes the crops.
+        count: Views of each picture.
+        seed: With the picture's row and the view's number it decides on the crop.
+    """
+
+    def __init__(self, transform: ImageTransform, count: int, seed: int) -> None:
+        self.transform, self.count, self.seed = transform, count, seed
+        self.side = working_size(transform.image_size)
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def key(self) -> list[float]:
+        """All that the views depend on, beside the pictures."""
+        transform = self.transform
+        return [transform.image_size, transform.crop_scale_min, transform.color_jitter, transform.flip, self.seed, self.count]
+
+    def crop(self, row: int, view: int) -> Crop | None:
+        """None: the whole picture."""
+        if view == 0:
+            return None
+        if view == 1 and self.transform.flip:
+            return Crop(0, 0, self.side, self.side, self.side, mirrored=True)
+        return self.transform.draw_crop(self.side, self._lot(row, view))
+
+    def pixels(self, image: Tensor, row: int, view: int) -> Tensor:
+        """Working image (3, S, S) uint8 -> (3, H, W) uint8."""
+        if view == 0:
+            return self.transform.resize(image)
+        if view == 1 and self.transform.flip:
+            return self.transform.resize(image).flip(-1)
+        return self.transform.augment(image, self._lot(row, view))[0]
+
+    def _lot(self, row: int, view: int) -> random.Random:
+        return random.Random(derive_seed(self.seed, "view", row, view))
+
+
+class WholeFeatures(Dataset):
+    """What ``Split`` serves, with features in the pictures' place."""
+
+    def __init__(self, split: Split, features: FeatureCache) -> None:
+        self.split, self.features = split, features
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(index, self.features[index, 0], None, list(self.split.texts.of(index)), None)
 
 
 class TrainingSamples(Dataset):
@@ -113,13 +175,25 @@ class TrainingSamples(Dataset):
         transform: Its ``augment`` makes the crops.
         captions_per_image: How many captions, drawn without repetition (again from the start where a picture has fewer), or "all".
         views: 2 = a second crop of every picture.
+        fixed: Draw one of these views instead of a new crop.
+        features: Of these views, in the pictures' place.
     """
 
-    def __init__(self, split: Split, transform: ImageTransform, captions_per_image: int | Literal["all"], views: int) -> None:
+    def __init__(
+        self,
+        split: Split,
+        transform: ImageTransform,
+        captions_per_image: int | Literal["all"],
+        views: int,
+        fixed: FixedViews | None = None,
+        features: FeatureCache | None = None,
+    ) -> None:
         self.split = split
         self.transform = transform
         self.captions_per_image = captions_per_image
         self.views = views
+        self.fixed = fixed
+        self.features = features
 
     def __len__(self) -> int:
         return len(self.split)
@@ -127,11 +201,19 @@ class TrainingSamples(Dataset):
     def __getitem__(self, key: SampleKey) -> Sample:
         index, seed = key
         lot = random.Random(seed)
-        picture = self.split.cache[self.split.rows[index]]
         captions = list(self.split.texts.of(index))
         if self.captions_per_image != "all":
             order = lot.sample(captions, len(captions))
             captions = [order[turn % len(order)] for turn in range(self.captions_per_image)]
-        image, crop = self.transform.augment(picture, lot)
-        view = self.transform.augment(picture, lot)[0] if self.views == 2 else None
+        image, crop = self._draw(index, lot)
+        view = self._draw(index, lot)[0] if self.views == 2 else None
         return Sample(index, image, view, captions, crop)
+
+    def _draw(self, index: int, lot: random.Random) -> tuple[Tensor, Crop | None]:
+        if self.fixed is None:
+            return self.transform.augment(self.split.cache[self.split.rows[index]], lot)
+        view = lot.randrange(len(self.fixed))
+        crop = self.fixed.crop(index, view)
+        if self.features is not None:
+            return self.features[index, view], crop
+        return self.fixed.pixels(self.split.cache[self.split.rows[index]], index, view), crop

@@ -13,6 +13,8 @@ from insight.errors import InputError
 from insight.metrics import rerank, retrieval_scores
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.models.multimodal import ImageFeatures, TextFeatures
+from insight.models.tower import ImageTower, TextTower
+from insight.nn.settings import PLAIN, BlockSettings
 from lightning_modules.base import ImageTextModule
 from lightning_modules.quantities import CrossAttentionQuantities
 
@@ -37,6 +39,9 @@ class CrossAttentionModule(ImageTextModule):
         fusion_depth: Blocks in which text reads the image.
         rerank_top_k: Candidates of each query that the matching head re-orders in the test; 0 = no re-ranking.
         fuse_every: In training the fusion reads every n-th picture of a batch; 1 = all.
+        block: How the blocks of both towers and of the fusion are made.
+        image: The image tower, instead of one of our own: a class of ``insight.towers``; ``patch_size``, ``image_depth`` are then unused.
+        text: The text tower, instead of one of our own; ``text_depth`` is then unused.
     """
 
     quantities = CrossAttentionQuantities
@@ -57,6 +62,9 @@ class CrossAttentionModule(ImageTextModule):
         fusion_depth: int = 2,
         rerank_top_k: int = 16,
         fuse_every: int = 1,
+        block: BlockSettings = PLAIN,
+        image: ImageTower | None = None,
+        text: TextTower | None = None,
     ) -> None:
         if rerank_top_k < 0:
             raise InputError(f"model.init_args.rerank_top_k={rerank_top_k}: must be 0 (none) or more")
@@ -75,6 +83,9 @@ class CrossAttentionModule(ImageTextModule):
                 embed_dim,
                 dropout=dropout,
                 fusion_depth=fusion_depth,
+                block=block,
+                image=image,
+                text=text,
             )
         )
         self.rerank_top_k, self.fuse_every = rerank_top_k, fuse_every
@@ -131,7 +142,7 @@ class CrossAttentionModule(ImageTextModule):
         pixels = dict(zip(names, torch.cat([batch.image for batch in self._test_batches]), strict=True))
 
         def match(filenames: list[str], texts: list[str]) -> Tensor:
-            tokens, mask = self.trainer.datamodule.tokenizer.encode(texts, self.model.text.embedding.context_length)  # type: ignore[attr-defined]
+            tokens, mask = self.trainer.datamodule.tokenizer.encode(texts, self.model.text.context_length)  # type: ignore[attr-defined]
             tokens, mask = tokens.to(self.device), mask.to(self.device)
             scores = []
             for start in range(0, len(texts), PAIRS_AT_ONCE):

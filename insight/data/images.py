@@ -178,7 +178,7 @@ class ImageTransform:
 
         What comes out is for ``normalise``, which costs less for a whole batch.
         """
-        crop = self._draw_crop(image.shape[-1], lot)
+        crop = self.draw_crop(image.shape[-1], lot)
         pixels = self.resize(image[:, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width])
         if crop.mirrored:
             pixels = functional.horizontal_flip(pixels)
@@ -186,7 +186,7 @@ class ImageTransform:
             pixels = self._jitter(pixels, lot)
         return pixels, crop
 
-    def _draw_crop(self, side: int, lot: random.Random) -> Crop:
+    def draw_crop(self, side: int, lot: random.Random) -> Crop:
         """RandomResizedCrop: area in (crop_scale_min, 1), aspect ratio in (3/4, 4/3); the whole picture when ten draws don't fit."""
         mirrored = self.flip and lot.random() < 0.5
         if self.crop_scale_min < 1:

@@ -25,7 +25,7 @@ import shutil
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
@@ -101,7 +101,7 @@ class Bundle:
         """Captions -> tokens (C, T), mask (C, T)."""
         if isinstance(texts, str) or not texts:
             raise InputError("give a list of captions, at least one")
-        tokens, mask = self.tokenizer.encode(texts, self.model.text.embedding.context_length)
+        tokens, mask = self.tokenizer.encode(texts, self.model.text.context_length)
         return tokens.to(self.device), mask.to(self.device)
 
     @torch.no_grad()
@@ -189,7 +189,7 @@ def save(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        transform = ImageTransform(model.image.embedding.image_size)
+        transform = ImageTransform(model.image.image_size)
         weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
         _write_json(temporary / "model.json", {"architecture": name, "arguments": dict(arguments)})
         safetensors.torch.save_file(weights, temporary / "weights.safetensors")
@@ -247,7 +247,7 @@ def _example_picture(side: int = 96) -> Image.Image:
 
 
 def _signature(bundle: Bundle, outputs: Mapping[str, Tensor], text: str) -> dict[str, Any]:
-    size, length = bundle.transform.image_size, bundle.model.text.embedding.context_length
+    size, length = bundle.transform.image_size, bundle.model.text.context_length
     first = {"image_embedding": ["B"], "text_embedding": ["C"], "similarity": ["B", "C"], "match": ["P"]}
     shapes = {name: first[name] + list(value.shape[len(first[name]) :]) for name, value in outputs.items()}
     return {
@@ -286,11 +286,11 @@ def load(folder: str | Path, sha256: str | None = None) -> Bundle:
     except (*UNDECODABLE, Image.DecompressionBombError, SafetensorError) as error:
         raise InputError(f"{folder}: a file cannot be read ({error})") from error
     model = _build(folder, described, weights)
-    image_size = model.image.embedding.image_size
+    image_size = model.image.image_size
     if settings != _preprocessing(image_size):
         raise InputError(f"{folder}/preprocessing.json: made for {settings}, this code does {_preprocessing(image_size)}: use its release")
-    if tokenizer.size > model.text.embedding.vocab_size:
-        raise InputError(f"{folder}: its tokenizer has {tokenizer.size} entries, its model {model.text.embedding.vocab_size}")
+    if tokenizer.size > model.text.vocab_size:
+        raise InputError(f"{folder}: its tokenizer has {tokenizer.size} entries, its model {model.text.vocab_size}")
     bundle = Bundle(model, tokenizer, ImageTransform(image_size), config, data, signature, example, picture, folder, digest)
     said = {"image_embedding", "text_embedding", "similarity", *(["match"] if bundle.matches else [])}
     if not isinstance(signature.get("text"), str) or example.keys() != said:
@@ -322,13 +322,10 @@ def _build(folder: Path, described: Mapping[str, Any], weights: dict[str, Tensor
     if missing:
         raise InputError(f"{folder}/model.json: {name} needs {', '.join(missing)}")
     hints = typing.get_type_hints(architecture.__init__)
-    for key, value in arguments.items():
-        kinds = typing.get_args(hints[key]) or (hints[key],)
-        if type(value) not in kinds and not (float in kinds and type(value) is int):
-            raise InputError(f"{folder}/model.json: {key}={value!r} must be {' or '.join(kind.__name__ for kind in kinds)}")
+    built = {key: _value(f"{folder}/model.json: {key}", value, hints[key]) for key, value in arguments.items()}
     try:
         with torch.device("meta"):
-            model = architecture(**arguments)
+            model = architecture(**built)
     except (ValueError, RuntimeError, OverflowError) as error:
         raise InputError(f"{folder}/model.json: {name} cannot be built: {error}") from error
     own = {key: (tuple(value.shape), value.dtype) for key, value in model.state_dict().items()}
@@ -338,3 +335,24 @@ def _build(folder: Path, described: Mapping[str, Any], weights: dict[str, Tensor
         raise InputError(f"{folder}: weights of another model: {wrong[0]} is {given.get(wrong[0])}, {name} has {own.get(wrong[0])}")
     model.to_empty(device="cpu").load_state_dict(weights)  # copied: in the file they lie unaligned, and kernels then round otherwise
     return model.eval().requires_grad_(False)
+
+
+def _value(key: str, value: Any, hint: Any) -> Any:
+    """An argument as its class takes it: plain, or settings from a JSON object.
+
+    Raises:
+        InputError: of another type, or not one of the words that may stand there.
+    """
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, dict):
+            raise InputError(f"{key}={value!r} must be a JSON object")
+        check_arguments(hint, value, key)
+        hints = typing.get_type_hints(hint)
+        return hint(**{name: _value(f"{key}.{name}", one, hints[name]) for name, one in value.items()})
+    kinds = typing.get_args(hint) or (hint,)
+    if typing.get_origin(hint) is Literal:
+        if value not in kinds:
+            raise InputError(f"{key}={value!r} must be one of {', '.join(kinds)}")
+    elif type(value) not in kinds and not (float in kinds and type(value) is int):
+        raise InputError(f"{key}={value!r} must be {' or '.join(kind.__name__ for kind in kinds)}")
+    return value

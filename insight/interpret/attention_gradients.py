@@ -53,5 +53,6 @@ def at_outputs(score_R: Tensor, calls: dict[str, AttentionCall]) -> dict[str, Te
 
 @torch.no_grad()
 def at_weights(gradient_RHTK: Tensor, call: AttentionCall) -> Tensor:
-    """d score / d A, (R, H, T, S)."""
-    return gradient_RHTK.float() @ call.value_BHSK.detach().float().transpose(-2, -1)
+    """d score / d A, (R, H, T, S); zero where the order of the tokens lets a query read no key: there A is not free, it is zero."""
+    gradient_RHTS = gradient_RHTK.float() @ call.value_BHSK.detach().float().transpose(-2, -1)
+    return gradient_RHTS if call.bias_HTS is None else gradient_RHTS.masked_fill(call.bias_HTS.isneginf(), 0.0)

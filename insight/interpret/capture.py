@@ -38,7 +38,7 @@ def shown_layers(model: MultiModalTransformer, layers: Collection[str] | None) -
     """
     known = image_layers(model)
     if layers is None:
-        return (known[-1],)
+        return tuple(known[-1:])  # an encoder of another library has none
     found = []
     for name in layers:
         full = name if name in known else f"{name}.attention"
@@ -60,7 +60,7 @@ def capture(model: MultiModalTransformer, image_B3HW: Tensor, tokens_BT: Tensor,
             model.fuse(output.text.tokens, mask_BT, output.image.tokens)
         else:
             model.encode_image(image_B3HW)
-    found: dict[str, Tensor] = {"rollout": rollout([maps[name] for name in towers])[:, 0]}
+    found: dict[str, Tensor] = {"rollout": rollout([maps[name] for name in towers])[:, 0]} if towers else {}
     found.update({f"class/{name}": maps[name][:, :, 0] for name in reversed(towers)})
     found.update({f"words/{name}": maps[name].mean(dim=1) for name in reversed(crossings)})
     found.update({f"heads/{name}": maps[name] for name in reversed(crossings)})

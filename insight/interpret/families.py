@@ -15,7 +15,11 @@ from insight.errors import InputError
 from insight.interpret.family import Family, Flow, Inputs, Lacks, LayerScores, Readout, Rows, Target, Tower, checked
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.models.multimodal import MultiModalTransformer
+from insight.models.text_transformer import TextTransformer
+from insight.models.tower import ImageTower, TextTower
 from insight.models.vision_transformer import VisionOutput, VisionTransformer
+
+AnyTower = VisionTransformer | TextTransformer | ImageTower | TextTower
 
 
 class ImageText(Family):
@@ -25,7 +29,7 @@ class ImageText(Family):
 
     def __init__(self, model: MultiModalTransformer) -> None:
         self.model = model
-        self.grid = model.image.grid_size
+        self.grid = grid_of(model.image)
 
     def rows(self, batch: Any, target: Target | None) -> tuple[Rows, Target]:
         """``batch``: an ImageTextBatch. None = every caption with its own picture."""
@@ -41,10 +45,10 @@ class ImageText(Family):
         return Rows(batch.image[picture_R].to(weight), tokens_RT, mask_RT, None), Target(picture_R, caption_R)
 
     def embed_image(self, pixels_R3HW: Tensor) -> Tensor:
-        return self.model.image.embedding(pixels_R3HW)
+        return self.model.image.embed(pixels_R3HW)
 
     def embed_text(self, tokens_RT: Tensor) -> Tensor:
-        return self.model.text.embedding(tokens_RT)
+        return self.model.text.embed(tokens_RT)
 
     def score(self, inputs: Inputs) -> Tensor:
         image_RND, text_RTD, image_mask_RN, mask_RT = both(inputs)
@@ -55,11 +59,9 @@ class ImageText(Family):
         image_RND, text_RTD, image_mask_RN, mask_RT = both(inputs)
         model, flow = self.model, self.flow
         if side == "image":
-            return Tower(
-                image_RND, image_mask_RN, model.image.blocks, flow.image, model.image.norm, class_token(image_RND), model.image_projection
-            )
+            return tower_of(model.image, image_RND, image_mask_RN, flow.image, model.image_projection)
         if side == "text":
-            return Tower(text_RTD, mask_RT, model.text.blocks, flow.text, model.text.norm, mean_of(mask_RT), model.text_projection)
+            return tower_of(model.text, text_RTD, mask_RT, flow.text, model.text_projection)
         return super().tower(inputs, side)
 
     @property
@@ -76,9 +78,9 @@ class DualEncoder(ImageText):
     name = "dual encoder"
     meets_for_free = True
 
-    def read_image(self, image_RND: Tensor, mask_RN: Tensor | None = None) -> Tensor:
+    def read_image(self, image_RND: Tensor, mask_RN: Tensor | None = None, place_RN: Tensor | None = None) -> Tensor:
         """(R, E), length 1."""
-        return self.model.project_image(self.model.image.read(image_RND, mask_RN)).embedding
+        return self.model.project_image(self.model.image.read(image_RND, mask_RN, place_RN)).embedding
 
     def read_text(self, text_RTD: Tensor, mask_RT: Tensor) -> Tensor:
         """(R, E), length 1."""
@@ -94,11 +96,11 @@ class DualEncoder(ImageText):
 
     def layer_scores(self, inputs: Inputs) -> LayerScores:
         image_RND, text_RTD, image_mask_RN, mask_RT = both(inputs)
-        images, texts = stopped(self.model.image.blocks, image_RND, image_mask_RN), stopped(self.model.text.blocks, text_RTD, mask_RT)
+        images, texts = stopped(self.model.image, image_RND, image_mask_RN), stopped(self.model.text, text_RTD, mask_RT)
         text_REs = [self.model.project_text(self.model.text.finish(x_RTD, mask_RT)).embedding for x_RTD in texts]
         means = [VisionOutput(x_RND, self.model.image.norm(x_RND.mean(dim=1))) for x_RND in images]
         image_REs = [self.model.project_image(output).embedding for output in means]
-        image_RE = self.model.project_image(self.model.image.finish(images[-1])).embedding.detach()
+        image_RE = self.model.project_image(self.model.image.finish(images[-1], image_mask_RN)).embedding.detach()
         text_RE = text_REs[-1].detach()
         return LayerScores(
             self.logit(image_RE, text_RE),
@@ -116,9 +118,9 @@ class DualEncoder(ImageText):
         return {"image": factor_R1 * text_RE, "text": factor_R1 * image_RE}
 
     def readout(self, inputs: Inputs) -> Readout:
-        """The class token, and the mean of the real text tokens."""
-        image_RND, _, _, mask_RT = both(inputs)
-        return Readout(class_token(image_RND), mean_of(mask_RT))
+        """What the towers pool: the class token, and the mean of the real text tokens, unless they are told otherwise."""
+        image_RND, text_RTD, image_mask_RN, mask_RT = both(inputs)
+        return Readout(pooled_of(self.model.image, image_RND, image_mask_RN), pooled_of(self.model.text, text_RTD, mask_RT))
 
 
 class CrossAttention(ImageText):
@@ -127,9 +129,9 @@ class CrossAttention(ImageText):
     name = "cross-attention"
     model: CrossAttentionMultiModalTransformer
 
-    def read_image(self, image_RND: Tensor, mask_RN: Tensor | None = None) -> Tensor:
+    def read_image(self, image_RND: Tensor, mask_RN: Tensor | None = None, place_RN: Tensor | None = None) -> Tensor:
         """(R, N, D)"""
-        return self.model.image.read(image_RND, mask_RN).tokens
+        return self.model.image.read(image_RND, mask_RN, place_RN).tokens
 
     def read_text(self, text_RTD: Tensor, mask_RT: Tensor) -> Tensor:
         """(R, T, D)"""
@@ -163,17 +165,17 @@ class Classifier(Family):
     def __init__(self, vision: VisionTransformer, head: nn.Module) -> None:
         self.vision, self.head = vision, head
         self.model = nn.ModuleDict({"image": vision, "head": head})
-        self.grid = vision.grid_size
+        self.grid = grid_of(vision)
 
     def rows(self, batch: Any, target: Target | None) -> tuple[Rows, Target]:
         """``batch``: anything with ``image`` (B, 3, H, W). None = each picture's highest output."""
-        position = self.vision.embedding.position
+        weight = next(self.vision.parameters())
         if target is None:
-            logits_BK = self.head(self.vision(batch.image.to(position)).pooled)
+            logits_BK = self.head(self.vision(batch.image.to(weight)).pooled)
             target = Target(torch.arange(len(batch.image)), logits_BK.argmax(dim=-1))
-        num_outputs = self.head(position[0, :1]).shape[-1]
+        num_outputs = self.head(weight.new_zeros(1, self.vision.dim)).shape[-1]
         picture_R, index_R = checked(target, ("picture", len(batch.image)), ("output", num_outputs))
-        return Rows(batch.image[picture_R].to(position), None, None, index_R.to(position.device)), Target(picture_R, index_R)
+        return Rows(batch.image[picture_R].to(weight), None, None, index_R.to(weight.device)), Target(picture_R, index_R)
 
     def embed_image(self, pixels_R3HW: Tensor) -> Tensor:
         return self.vision.embedding(pixels_R3HW)
@@ -181,9 +183,9 @@ class Classifier(Family):
     def embed_text(self, tokens_RT: Tensor) -> Tensor:
         raise Lacks(f"a {self.name} reads no text")
 
-    def read_image(self, image_RND: Tensor, mask_RN: Tensor | None = None) -> Tensor:
+    def read_image(self, image_RND: Tensor, mask_RN: Tensor | None = None, place_RN: Tensor | None = None) -> Tensor:
         """(R, D)"""
-        return self.vision.read(image_RND, mask_RN).pooled
+        return self.vision.read(image_RND, mask_RN, place_RN).pooled
 
     def meet(self, inputs: Inputs) -> Tensor:
         assert inputs.image_RND is not None and inputs.index_R is not None, "rows() gave both"
@@ -199,15 +201,14 @@ class Classifier(Family):
 
     def layer_scores(self, inputs: Inputs) -> LayerScores:
         assert inputs.image_RND is not None and inputs.index_R is not None, "rows() gave both"
-        layers = stopped(self.vision.blocks, inputs.image_RND, inputs.image_mask_RN)
-        score_R = self.logit(self.vision.finish(layers[-1]).pooled.detach(), inputs.index_R)
+        layers = stopped(self.vision, inputs.image_RND, inputs.image_mask_RN)
+        score_R = self.logit(self.vision.finish(layers[-1], inputs.image_mask_RN).pooled.detach(), inputs.index_R)
         return LayerScores(score_R, [self.logit(self.vision.norm(x_RND.mean(dim=1)), inputs.index_R) for x_RND in layers], [])
 
     def tower(self, inputs: Inputs, side: str) -> Tower:
         if side != "image" or inputs.image_RND is None:
             return super().tower(inputs, side)
-        image_RND, vision = inputs.image_RND, self.vision
-        return Tower(image_RND, inputs.image_mask_RN, vision.blocks, self.flow.image, vision.norm, class_token(image_RND), None)
+        return tower_of(self.vision, inputs.image_RND, inputs.image_mask_RN, self.flow.image, None)
 
     def directions(self, inputs: Inputs) -> dict[str, Tensor]:
         """The head's row, if the head is one linear layer."""
@@ -222,7 +223,7 @@ class Classifier(Family):
 
     def readout(self, inputs: Inputs) -> Readout:
         assert inputs.image_RND is not None, "rows() gave it"
-        return Readout(class_token(inputs.image_RND), None)
+        return Readout(pooled_of(self.vision, inputs.image_RND, inputs.image_mask_RN), None)
 
 
 def family_of(model: nn.Module | Family) -> Family:
@@ -250,11 +251,52 @@ def both(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     return inputs.image_RND, inputs.text_RTD, inputs.image_mask_RN, inputs.text_mask_RT
 
 
-def stopped(blocks: nn.ModuleList, x_RND: Tensor, mask_RN: Tensor | None) -> list[Tensor]:
+def grid_of(vision: VisionTransformer | ImageTower) -> int:
+    """Patches per side.
+
+    Raises:
+        InputError: there is no class token; maps leave the first image token out.
+    """
+    if vision.num_prefix != 1:
+        raise InputError("cannot explain an image tower without class token: maps of patches leave out the first token")
+    return vision.grid_size
+
+
+def tower_of(tower: AnyTower, x_RND: Tensor, mask_RN: Tensor | None, layers: tuple[str, ...], projection: nn.Linear | None) -> Tower:
+    """From what the tower's embedding returned."""
+    check_blocks(tower)
+    readout_RN, turn = pooled_of(tower, x_RND, mask_RN), tower.rotation(x_RND)
+    return Tower(tower.start(x_RND), mask_RN, tower.blocks, layers, tower.norm, readout_RN, projection, turn)
+
+
+def check_blocks(tower: AnyTower) -> None:
+    """
+    Raises:
+        Lacks: it is an encoder of another library, whose layers are not this project's.
+    """
+    if isinstance(tower, (ImageTower, TextTower)):
+        raise Lacks(f"the layers of a {type(tower).__name__} are another library's and are not taken apart here")
+
+
+def pooled_of(tower: AnyTower, x_RND: Tensor, mask_RN: Tensor | None) -> Tensor:
+    """(R, N): how much each token counts in what the tower pools.
+
+    Raises:
+        Lacks: it pools by attention.
+    """
+    try:
+        return tower.pool.readout(x_RND, mask_RN)
+    except InputError as error:
+        raise Lacks(str(error)) from error
+
+
+def stopped(tower: AnyTower, x_RND: Tensor, mask_RN: Tensor | None) -> list[Tensor]:
     """The tokens after each block, each in a graph that begins before its own block."""
-    layers = []
-    for block in blocks:
-        x_RND = block(x_RND.detach().requires_grad_(), mask_RN)
+    check_blocks(tower)
+    layers: list[Tensor] = []
+    turn, x_RND = tower.rotation(x_RND), tower.start(x_RND)
+    for block in tower.blocks:
+        x_RND = block(x_RND.detach().requires_grad_(), mask_RN, turn)
         layers.append(x_RND)
     return layers or [x_RND]  # a tower without blocks ends with its embedding
 
@@ -262,10 +304,3 @@ def stopped(blocks: nn.ModuleList, x_RND: Tensor, mask_RN: Tensor | None) -> lis
 def mean_of(mask_RT: Tensor) -> Tensor:
     """(R, T): even weight on the real tokens."""
     return mask_RT.float() / mask_RT.sum(dim=-1, keepdim=True)
-
-
-def class_token(image_RND: Tensor) -> Tensor:
-    """(R, N): all weight on row 0."""
-    weight_RN = torch.zeros(image_RND.shape[:2], device=image_RND.device)
-    weight_RN[:, 0] = 1
-    return weight_RN

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from insight.errors import InputError
+from insight.nn.position import Rotation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,13 +81,14 @@ class LayerScores(NamedTuple):
 class Tower(NamedTuple):
     """One tower as a sum: what ``heads.py`` takes apart."""
 
-    x_RND: Tensor  # the embeddings that it starts from
+    x_RND: Tensor  # what its first block is given
     mask_RN: Tensor | None
     blocks: nn.ModuleList
     layers: tuple[str, ...]  # paths of the blocks' attentions
-    norm: nn.LayerNorm
+    norm: nn.LayerNorm | nn.RMSNorm
     readout_RN: Tensor  # weights of the final tokens
     projection: nn.Linear | None  # without bias; None = the embedding is what is read out
+    turn: Rotation | None = None  # of queries and keys, where positions are rotary
 
 
 class Lacks(InputError):
@@ -130,8 +132,11 @@ class Family(ABC):
         """(R,) float32: each from its own row alone."""
 
     # the same score in two steps, for methods that leave parts out: each side is read once, however many variants of the other it meets
-    def read_image(self, image_RND: Tensor, mask_RN: Tensor | None = None) -> Tensor:
-        """What ``meet`` takes of the picture, (R, ...). Unless a family says more: all of it, and the score is left to ``meet``."""
+    def read_image(self, image_RND: Tensor, mask_RN: Tensor | None = None, place_RN: Tensor | None = None) -> Tensor:
+        """What ``meet`` takes of the picture, (R, ...). Unless a family says more: all of it, and the score is left to ``meet``.
+
+        ``place_RN``: which tokens of the whole picture these are, where some are left out.
+        """
         return image_RND
 
     def read_text(self, text_RTD: Tensor, mask_RT: Tensor) -> Tensor:

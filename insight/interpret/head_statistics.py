@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from insight.errors import InputError
 from insight.interpret.explain import looking_at
 from insight.interpret.family import Family, Target
-from insight.interpret.record import record
-from insight.nn.attention import AttentionCall, attention_weights
+from insight.interpret.record import record, weights_of
+from insight.nn.attention import AttentionCall
 
 
 class HeadRecord(NamedTuple):
@@ -89,7 +89,7 @@ def _summary(one: HeadRecord, mask_RT: Tensor | None) -> dict[str, Tensor]:
 # --- what is kept of one call ---
 def _image_recorder(stride: int, distance_QP: Tensor) -> Callable[[AttentionCall], HeadRecord]:
     def keep(call: AttentionCall) -> HeadRecord:
-        weights_BHQS = attention_weights(call.query_BHTK[:, :, ::stride].detach(), call.key_BHSK.detach(), call.mask_BS)
+        weights_BHQS = weights_of(call.of_queries(slice(None, None, stride)))
         class_mass_BHQ, on_patches_BHQP = weights_BHQS[..., 0], weights_BHQS[..., 1:]
         distance_BHQ = (on_patches_BHQP * distance_QP).sum(dim=-1) / on_patches_BHQP.sum(dim=-1).clamp(min=1e-12)
         return HeadRecord(stride, entropy(weights_BHQS), weights_BHQS[:, :, 0], class_mass_BHQ, distance_BHQ)
@@ -98,18 +98,18 @@ def _image_recorder(stride: int, distance_QP: Tensor) -> Callable[[AttentionCall
 
 
 def of_words(call: AttentionCall) -> HeadRecord:
-    weights_BHTS = attention_weights(call.query_BHTK.detach(), call.key_BHSK.detach(), call.mask_BS)
+    weights_BHTS = weights_of(call)
     return HeadRecord(1, entropy(weights_BHTS))
 
 
 def of_words_reading_image(call: AttentionCall) -> HeadRecord:
-    weights_BHTN = attention_weights(call.query_BHTK.detach(), call.key_BHSK.detach(), call.mask_BS)
+    weights_BHTN = weights_of(call)
     return HeadRecord(1, entropy(weights_BHTN), class_mass_BHQ=weights_BHTN[..., 0])
 
 
 def class_row(call: AttentionCall) -> Tensor:
     """(B, H, S): what the class token reads, and nothing else."""
-    return attention_weights(call.query_BHTK[:, :, :1].detach(), call.key_BHSK.detach(), call.mask_BS)[:, :, 0]
+    return weights_of(call.of_queries(slice(1)))[:, :, 0]
 
 
 # --- the numbers themselves ---

@@ -127,28 +127,32 @@ def _parts(subject: Subject, tower: Tower, onto_RDE: Tensor) -> Decomposition:
     with record(subject.family.model, dict.fromkeys(tower.layers, itself)) as calls:
         streams = [tower.x_RND]
         for block in tower.blocks:
-            streams.append(block(streams[-1], tower.mask_RN))
+            streams.append(block(streams[-1], tower.mask_RN, tower.turn))
     subject.count_forward(len(tower.x_RND))
     streams = [stream.float() for stream in streams]
     norm = tower.norm
-    deviation_RN = (streams[-1].var(dim=-1, unbiased=False) + norm.eps).sqrt()
-    share_RN = tower.readout_RN / deviation_RN
+    centred = isinstance(norm, nn.LayerNorm)  # else an RMSNorm, which neither centres nor adds
+    squared_RN = streams[-1].var(dim=-1, unbiased=False) if centred else streams[-1].square().mean(dim=-1)
+    share_RN = tower.readout_RN / (squared_RN + (norm.eps or 0.0)).sqrt()
     # LayerNorm of a sum: each part centred over its channels, divided by the sum's deviation, times gamma
     lens_RDE = norm.weight.float()[:, None] * onto_RDE
-    lens_RDE = lens_RDE - lens_RDE.mean(dim=1, keepdim=True)
+    if centred:
+        lens_RDE = lens_RDE - lens_RDE.mean(dim=1, keepdim=True)
 
     def read(part_RND: Tensor) -> Tensor:
         return ((share_RN[:, None] @ part_RND) @ lens_RDE)[:, 0]
 
     start_RE = read(streams[0])
-    beta_RE = (tower.readout_RN.sum(dim=1)[:, None, None] * norm.bias.float() @ onto_RDE)[:, 0]
-    heads, mlps, rest_RE = [], [], start_RE + beta_RE
+    heads, mlps, rest_RE = [], [], start_RE
+    if isinstance(norm, nn.LayerNorm):
+        rest_RE = rest_RE + (tower.readout_RN.sum(dim=1)[:, None, None] * norm.bias.float() @ onto_RDE)[:, 0]
     for index, (name, call) in enumerate(calls.items()):
         output: nn.Linear = layers[name].output
         heads.append(_head_parts(call, share_RN, output, lens_RDE))
         written_RND = output(call.attended_BHTK.transpose(1, 2).flatten(2)).float()
         mlps.append(read(streams[index + 1] - streams[index] - written_RND))
-        rest_RE = rest_RE + read(output.bias.float().expand_as(written_RND))
+        if output.bias is not None:
+            rest_RE = rest_RE + read(output.bias.float().expand_as(written_RND))
     return Decomposition(torch.stack(heads, dim=1), torch.stack(mlps, dim=1), rest_RE)
 
 

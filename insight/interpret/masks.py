@@ -197,7 +197,7 @@ class MaskedRows:
             for rows_u in (count_U == kept).nonzero()[:, 0].split(self._num_rows(1 + kept)):
                 column_up = 1 + kept_UP[rows_u].nonzero()[:, 1].view(len(rows_u), kept)
                 column_up = F.pad(column_up, (1, 0))  # the class token stays
-                yield rows_u, self.family.read_image(shown_RND[row_U[rows_u, None], column_up])
+                yield rows_u, self.family.read_image(shown_RND[row_U[rows_u, None], column_up], None, column_up.to(shown_RND.device))
 
     def _texts(self, row_V: Tensor, kept_VW: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """What is read in the masked texts, and the tokens that are left: (V, T)."""

@@ -68,7 +68,7 @@ def record(model: nn.Module, keep: Mapping[str, Callable[[AttentionCall], Record
 
 def weights_of(call: AttentionCall) -> Tensor:
     """(B, H, T, S) in float32, without gradient."""
-    return attention_weights(call.query_BHTK.detach(), call.key_BHSK.detach(), call.mask_BS)
+    return attention_weights(call.query_BHTK.detach(), call.key_BHSK.detach(), call.mask_BS, call.bias_HTS)
 
 
 def unknown_layer(name: str, known: Collection[str]) -> str:

@@ -87,9 +87,11 @@ def eclip(gradient_RHTK: Tensor, call: AttentionCall, output: nn.Linear) -> Tens
     query_RTD, key_RSD = (output(heads.transpose(1, 2).flatten(2)).float() for heads in (call.query_BHTK, call.key_BHSK))
     cosine_RTS = F.normalize(query_RTD, dim=-1) @ F.normalize(key_RSD, dim=-1).transpose(-2, -1)
     low, high = cosine_RTS, cosine_RTS
-    if call.mask_BS is not None:
-        low = cosine_RTS.masked_fill(~call.mask_BS[:, None], torch.inf)
-        high = cosine_RTS.masked_fill(~call.mask_BS[:, None], -torch.inf)
+    if call.mask_BS is not None or call.bias_HTS is not None:
+        hidden_RTS = torch.zeros_like(cosine_RTS, dtype=torch.bool) if call.mask_BS is None else ~call.mask_BS[:, None]
+        if call.bias_HTS is not None:  # all heads agree on which keys come too late
+            hidden_RTS = hidden_RTS | call.bias_HTS[0].isneginf()
+        low, high = cosine_RTS.masked_fill(hidden_RTS, torch.inf), cosine_RTS.masked_fill(hidden_RTS, -torch.inf)
     low_RT1, high_RT1 = low.amin(dim=-1, keepdim=True), high.amax(dim=-1, keepdim=True)
     spread_RT1 = high_RT1 - low_RT1
     even = spread_RT1 <= 0  # one key, or all alike: none is preferred
@@ -100,7 +102,8 @@ def eclip(gradient_RHTK: Tensor, call: AttentionCall, output: nn.Linear) -> Tens
 def patches_only(call: AttentionCall) -> AttentionCall:
     """Without the class token among the keys."""
     mask_RP = None if call.mask_BS is None else call.mask_BS[:, 1:]
-    return call._replace(key_BHSK=call.key_BHSK[:, :, 1:], value_BHSK=call.value_BHSK[:, :, 1:], mask_BS=mask_RP)
+    bias_HTP = None if call.bias_HTS is None else call.bias_HTS[..., 1:]
+    return call._replace(key_BHSK=call.key_BHSK[:, :, 1:], value_BHSK=call.value_BHSK[:, :, 1:], mask_BS=mask_RP, bias_HTS=bias_HTP)
 
 
 # --- Grad-CAM ---

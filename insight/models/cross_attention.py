@@ -1,6 +1,7 @@
 """Dual encoder with fusion layers: text tokens read image tokens, and a head says whether the two belong together.
 
-C pairs (a caption and a picture each), B pictures, T text tokens, N image tokens, D width, P hidden places of a caption, V vocabulary.
+C pairs (a caption and a picture each), B pictures, T text tokens, N image tokens, D width (towers that are handed in have their own),
+P hidden places of a caption, V vocabulary.
 After https://arxiv.org/abs/2107.07651 (ALBEF), section 3.1.
 """
 
@@ -9,13 +10,22 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from insight.models.multimodal import ImageFeatures, MultiModalTransformer, TextFeatures
-from insight.nn.block import FusionBlock
+from insight.models.text_transformer import TextTransformer
+from insight.models.tower import ImageTower, TextTower
+from insight.models.vision_transformer import VisionTransformer
+from insight.nn.block import fusion_blocks, norm
 from insight.nn.linear import linear
 from insight.nn.pool import masked_mean
+from insight.nn.settings import PLAIN, BlockSettings
 
 
 class CrossAttentionMultiModalTransformer(MultiModalTransformer):
-    """The two towers of MultiModalTransformer; fused features only score pairs, they never serve as embeddings for retrieval."""
+    """The two towers of MultiModalTransformer; fused features only score pairs, they never serve as embeddings for retrieval.
+
+    Tokens of a tower that was handed in come to the fusion's width, ``dim``, through a linear adapter.
+    """
+
+    reads_regions = True
 
     def __init__(
         self,
@@ -30,10 +40,17 @@ class CrossAttentionMultiModalTransformer(MultiModalTransformer):
         embed_dim: int = 128,
         dropout: float = 0.0,
         fusion_depth: int = 2,
+        block: BlockSettings = PLAIN,
+        image: VisionTransformer | ImageTower | None = None,
+        text: TextTransformer | TextTower | None = None,
     ) -> None:
-        super().__init__(vocab_size, image_size, patch_size, context_length, dim, image_depth, text_depth, heads, embed_dim, dropout)
-        self.fusion = nn.ModuleList([FusionBlock(dim, heads, dropout=dropout) for _ in range(fusion_depth)])
-        self.fusion_norm = nn.LayerNorm(dim)
+        super().__init__(
+            vocab_size, image_size, patch_size, context_length, dim, image_depth, text_depth, heads, embed_dim, dropout, block, image, text
+        )
+        self.image_adapter = nn.Identity() if self.image.dim == dim else linear(self.image.dim, dim)
+        self.text_adapter = nn.Identity() if self.text.dim == dim else linear(self.text.dim, dim)
+        self.fusion = fusion_blocks(fusion_depth, dim, heads, dropout, block)
+        self.fusion_norm = norm(dim, block)
         self.match_head = linear(dim, 2)
         # its own rows, not the token embedding's: those are locked in some stages, and small where they are not
         self.masked_head = nn.Sequential(linear(dim, dim), nn.GELU(), nn.LayerNorm(dim), linear(dim, vocab_size))
@@ -50,9 +67,10 @@ class CrossAttentionMultiModalTransformer(MultiModalTransformer):
 
         Row c of the text reads row ``image_row_C[c]`` of the image; None: row c, and B = C.
         """
-        x_CTD = text_tokens_CTD
+        x_CTD, image_tokens_BND = self.text_adapter(text_tokens_CTD), self.image_adapter(image_tokens_BND)
+        turn = self.text.rotation(x_CTD)
         for block in self.fusion:
-            x_CTD = block(x_CTD, text_mask_CT, image_tokens_BND, image_mask_BN, image_row_C)
+            x_CTD = block(x_CTD, text_mask_CT, image_tokens_BND, image_mask_BN, image_row_C, turn)
         return self.fusion_norm(x_CTD)
 
     def match(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ from insight.data.images import normalise
 from insight.errors import InputError
 from insight.export import bundle as bundles
 from insight.export.bundle import ARCHITECTURES, load, plain_arguments
+from insight.nn.settings import BlockSettings
 from insight.stages import load as load_class
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -221,6 +223,12 @@ def test_a_manifest_that_leaves_its_folder_is_refused(bundle, tmp_path, name):
         ({"architecture": "MultiModalTransformer", "arguments": {**ARGUMENTS, "heads": 3}}, "dim=16 is not a multiple of heads=3"),
         ({"architecture": "MultiModalTransformer", "arguments": {**ARGUMENTS, "dim": 4_000_000}}, "weights of another model"),
         ([], "must be a JSON object"),
+        ({"architecture": "MultiModalTransformer", "arguments": {**ARGUMENTS, "block": 3}}, "block=3 must be a JSON object"),
+        (
+            {"architecture": "MultiModalTransformer", "arguments": {**ARGUMENTS, "block": {"position": "os.system"}}},
+            "block.position='os.system' must be one of learned",
+        ),
+        ({"architecture": "MultiModalTransformer", "arguments": {**ARGUMENTS, "block": {"norm": 1}}}, "takes no such argument"),
     ],
 )
 def test_a_foreign_class_or_foreign_arguments_are_refused_before_anything_is_built(bundle, model_json, said):
@@ -228,6 +236,15 @@ def test_a_foreign_class_or_foreign_arguments_are_refused_before_anything_is_bui
     rewritten(folder, "model.json", json.dumps(model_json).encode())
     with pytest.raises(InputError, match=said):
         load(folder)
+
+
+def test_settings_of_the_blocks_leave_and_come_back_as_plain_values(bundle, model):
+    settings = BlockSettings(kv_heads=1, rms_norm=True, activation="silu", gated=True, position="rotary", bias=False)
+    arguments = bundle().config["model"]["init_args"]
+    kept = bundle(model=model(block=settings), arguments={**arguments, "block": dataclasses.asdict(settings)})
+    assert load(kept.folder).example_error() < 1e-6
+    assert json.loads((kept.folder / "model.json").read_text())["arguments"]["block"]["position"] == "rotary"
+    assert kept.model.fusion[0].attention.kv_heads == 1
 
 
 class Bomb:

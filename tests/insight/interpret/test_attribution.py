@@ -29,19 +29,18 @@ def gentle(family):
 class LinearVision(nn.Module):
     """A vision tower whose pooled output is a linear map of the pixels, so that every attribution has a closed form."""
 
-    grid_size = 3
+    grid_size, num_prefix, dim = 3, 1, 4
 
     def __init__(self):
         super().__init__()
         self.embedding = nn.Flatten(1)
-        self.embedding.position = nn.Parameter(torch.zeros(1, 2, 4))
         self.blocks = nn.ModuleList()
         self.weight = nn.Parameter(torch.randn(3 * 24 * 24, 4))
 
     def forward(self, image):
         return self.read(self.embedding(image))
 
-    def read(self, x, mask=None):
+    def read(self, x, mask=None, place=None):
         return VisionOutput(x, x @ self.weight)
 
 
@@ -72,7 +71,7 @@ def test_integrated_gradients_are_the_mean_gradient_along_the_way_times_the_way(
     explanation = explain(gentle(cross_attention), batch, None, method("integrated_gradients", steps=24, image_baseline=0.5))
     rows, _ = cross_attention.rows(batch, None)
     inputs = cross_attention.embed(rows)
-    base_text = cross_attention.model.text.embedding(torch.zeros_like(rows.tokens_RT))
+    base_text = cross_attention.model.text.embed(torch.zeros_like(rows.tokens_RT))
     image, text = torch.zeros_like(rows.pixels_R3HW), torch.zeros_like(inputs.text_RTD)
     for step in range(80):  # midpoint rule, not Gauss-Legendre
         share = (step + 0.5) / 80

@@ -95,9 +95,9 @@ def test_fewer_patches_make_a_shorter_sequence(dual_encoder, batch, monkeypatch)
     lengths = []
     read_image = dual_encoder.read_image
 
-    def watched(image_RND, mask_RN=None):
+    def watched(image_RND, mask_RN=None, place_RN=None):
         lengths.append(tuple(image_RND.shape[:2]))
-        return read_image(image_RND, mask_RN)
+        return read_image(image_RND, mask_RN, place_RN)
 
     monkeypatch.setattr(dual_encoder, "read_image", watched)
     kept = torch.zeros(6, 9, dtype=torch.bool)

@@ -2,13 +2,14 @@ import pytest
 import torch
 
 from insight.errors import InputError
-from insight.nn.block import Block, FusionBlock, Mlp
+from insight.nn.block import Activate, Block, DropPath, FusionBlock, Mlp, blocks, norm
 from insight.nn.linear import linear
+from insight.nn.settings import BlockSettings
 
 
 def test_a_block_is_torch_transformer_layer_with_the_same_weights():
     torch.manual_seed(0)
-    ours = Block(dim=8, heads=2, mlp_ratio=2.0)
+    ours = Block(dim=8, heads=2, settings=BlockSettings(mlp_ratio=2.0))
     theirs = torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
     with torch.no_grad():
         theirs.self_attn.in_proj_weight.copy_(torch.cat([ours.attention.query.weight, ours.attention.key_value.weight]))
@@ -61,4 +62,69 @@ def test_linear_layers_start_small_cut_and_unbiased():
 
 def test_an_mlp_without_hidden_units_is_an_error():
     with pytest.raises(InputError, match=r"mlp_ratio=0\.1"):
-        Mlp(8, mlp_ratio=0.1)
+        Mlp(8, BlockSettings(mlp_ratio=0.1))
+
+
+def test_an_rms_norm_divides_by_the_root_of_the_mean_square_and_a_layer_norm_has_the_eps_it_is_told():
+    x = torch.randn(3, 8) * 0.01
+    rms = norm(8, BlockSettings(rms_norm=True, norm_eps=1e-3))
+    torch.testing.assert_close(rms(x), x / (x.square().mean(dim=-1, keepdim=True) + 1e-3).sqrt())
+    centred = x - x.mean(dim=-1, keepdim=True)
+    expected = centred / (centred.square().mean(dim=-1, keepdim=True) + 1e-3).sqrt()
+    torch.testing.assert_close(norm(8, BlockSettings(norm_eps=1e-3))(x), expected)
+
+
+def test_a_gated_mlp_is_swiglu_of_the_paper():
+    torch.manual_seed(0)
+    mlp, x = Mlp(8, BlockSettings(gated=True, activation="silu", bias=False)), torch.randn(2, 3, 8)
+    gate = x @ mlp.gate.weight.T
+    expected = (gate / (1 + torch.exp(-gate)) * (x @ mlp.expand.weight.T)) @ mlp.contract.weight.T
+    torch.testing.assert_close(mlp(x), expected)
+    assert not [name for name, _ in mlp.named_parameters() if name.endswith("bias")]
+
+
+@pytest.mark.parametrize(
+    ("name", "formula"),
+    [
+        ("gelu", lambda x: x * 0.5 * (1 + torch.erf(x / 2**0.5))),
+        ("gelu_tanh", lambda x: 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))),
+        ("quick_gelu", lambda x: x / (1 + torch.exp(-1.702 * x))),
+        ("silu", lambda x: x / (1 + torch.exp(-x))),
+        ("relu", lambda x: x.clamp(min=0)),
+    ],
+)
+def test_each_activation_is_its_formula(name, formula):
+    x = torch.linspace(-4, 4, 41)
+    torch.testing.assert_close(Activate(name)(x), formula(x), atol=1e-6, rtol=1e-5)
+
+
+def test_samples_skip_a_block_at_its_rate_and_the_mean_stays():
+    torch.manual_seed(0)
+    drop, x = DropPath(0.25), torch.ones(8000, 1, 1)
+    out = drop(x)
+    assert set(out.unique().tolist()) == {0.0, float(torch.tensor(1 / 0.75))}
+    assert abs(float((out == 0).float().mean()) - 0.25) < 0.02
+    assert torch.equal(drop.eval()(x), x)
+    torch.manual_seed(1)
+    first = drop.train()(x)
+    torch.manual_seed(1)
+    assert torch.equal(drop(x), first)  # drawn as dropout is, so that a run that goes on draws the same
+    assert [block.drop_path.rate for block in blocks(3, 8, 2, settings=BlockSettings(drop_path=0.2))] == [0.0, 0.1, 0.2]
+
+
+def test_settings_left_alone_change_no_weight_no_name_and_no_number():
+    torch.manual_seed(0)
+    block = Block(8, 2)
+    torch.manual_seed(0)
+    drawn = [linear(8, 8), linear(8, 16), linear(8, 8), linear(8, 32), linear(32, 8)]
+    layers = dict(zip(("attention.query", "attention.key_value", "attention.output", "mlp.expand", "mlp.contract"), drawn, strict=True))
+    norms = {name: torch.nn.LayerNorm(8) for name in ("attention_norm", "mlp_norm")}
+    state = {f"{name}.{part}": value for name, layer in {**layers, **norms}.items() for part, value in layer.state_dict().items()}
+    assert block.state_dict().keys() == state.keys() and all(torch.equal(value, state[name]) for name, value in block.state_dict().items())
+    x, fused = torch.randn(2, 5, 8), torch.nn.functional.scaled_dot_product_attention
+    heads = [
+        part.unflatten(-1, (2, 4)).transpose(1, 2)
+        for part in (drawn[0](norms["mlp_norm"](x)), *drawn[1](norms["mlp_norm"](x)).chunk(2, -1))
+    ]
+    y = x + drawn[2](fused(*heads).transpose(1, 2).flatten(2))
+    assert torch.equal(block(x), y + drawn[4](torch.nn.functional.gelu(drawn[3](norms["mlp_norm"](y)))))

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -49,3 +51,34 @@ def test_tokens_are_looked_up_and_get_their_position():
 def test_a_caption_longer_than_the_context_is_an_error_that_names_both():
     with pytest.raises(InputError, match=r"5 tokens .* context_length=4"):
         TokenEmbedding(10, 4, 3)(torch.zeros(1, 5, dtype=torch.int64))
+
+
+def test_positions_that_are_not_learnt_are_no_parameters():
+    for kind in ("sinusoidal", "rotary", "none"):
+        assert PatchEmbedding(8, 4, 8, kind).position is None and TokenEmbedding(10, 4, 8, kind).position is None
+
+
+def test_half_of_a_patchs_sinusoids_tell_its_row_and_half_its_column():
+    embedding, image = PatchEmbedding(8, 4, 8, "sinusoidal", class_token=False), torch.zeros(1, 3, 8, 8)
+    for parameter in embedding.parameters():
+        torch.nn.init.zeros_(parameter)
+    rows = embedding(image)[0].detach().reshape(2, 2, 8)  # sines of (row, row/100, column, column/100), then the cosines
+    row_channels, column_channels = [0, 1, 4, 5], [2, 3, 6, 7]
+    assert torch.equal(rows[0, 0, row_channels], rows[0, 1, row_channels]) and torch.equal(
+        rows[0, 0, row_channels], rows[0, 0, column_channels]
+    )
+    assert not torch.allclose(rows[0, 0, column_channels], rows[0, 1, column_channels])
+    assert float(rows[1, 0, 0]) == pytest.approx(math.sin(2), abs=1e-6)  # places are counted from one
+
+
+def test_tokens_from_a_later_place_on_get_its_positions():
+    for kind in ("learned", "sinusoidal"):
+        embedding, tokens = TokenEmbedding(10, 6, 4, kind), torch.tensor([[1, 2, 3, 4, 5]])
+        assert torch.equal(embedding(tokens[:, 3:], start=3), embedding(tokens)[:, 3:])
+    with pytest.raises(InputError, match=r"7 tokens .* context_length=6"):
+        embedding(tokens[:, :2], start=5)
+
+
+def test_alibi_in_a_picture_is_an_error_that_says_what_to_choose():
+    with pytest.raises(InputError, match=r"block\.position=alibi: .* rotary or none"):
+        PatchEmbedding(8, 4, 8, "alibi")

@@ -1,0 +1,1 @@
+"""Encoders of timm, torchvision and transformers as towers; needs the extra `pretrained`."""
