@@ -37,7 +37,10 @@ class ByHand(Callback):
     """Gradient norms and update ratios of each step by a loop over the names."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        said = [(set(text.lower().rstrip(".").split()), row) for text, row in zip(batch.texts, batch.caption_row.tolist(), strict=True)]
+        said = [
+            (set(text.lower().replace(".", " ").replace(",", " ").split()), row)
+            for text, row in zip(batch.texts, batch.caption_row.tolist(), strict=True)
+        ]
         apart = [len(a & b) >= 0.25 * len(a | b) for a, i in said for b, j in said if i != j]
         ALIKE.append(sum(apart) / len(apart))
         self.before = {name: value.detach().double().clone() for name, value in pl_module.named_parameters()}
