@@ -17,15 +17,17 @@ from datamodules.captions import SPLITS
 from datamodules.feature_cache import FeatureCache, Features, build_features
 from datamodules.flickr30k_files import Flickr30kFiles, HardNegative, Picture, fingerprint, read_flickr30k, read_hard_negatives, remedies
 from datamodules.image_cache import ImageCache, build_cache
-from datamodules.loading import EpochBatches, ResumableLoader, evaluation_loader, rank_share
+from datamodules.loading import EpochBatches, EpochOrder, ResumableLoader, evaluation_loader, rank_share
 from datamodules.phrases import Phrases, read_phrases
 from datamodules.samples import FixedViews, Split, TrainingSamples, WholeFeatures, split_texts
+from insight.data.augmentation import ImageAugmentation, TextAugmentation
 from insight.data.batch import ImageTextBatch
 from insight.data.images import ImageTransform
 from insight.data.pretrained_text import load_tokenizer, read_tokenizer
 from insight.data.text import Tokenizer
 from insight.errors import InputError
 from insight.models.tower import ImageTower
+from insight.stages import Call, load
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,9 @@ class Serving(NamedTuple):
     crop_scale_min: float
     color_jitter: float
     flip: bool
+    text_augmentation: TextAugmentation | None = None
+    image_augmentation: ImageAugmentation | None = None
+    curriculum: Call | None = None
 
 
 class Flickr30kDataModule(LightningDataModule):
@@ -147,13 +152,18 @@ class Flickr30kDataModule(LightningDataModule):
         crop_scale_min: float | None = None,
         color_jitter: float | None = None,
         flip: bool | None = None,
+        text_augmentation: TextAugmentation | None = None,
+        image_augmentation: ImageAugmentation | None = None,
+        curriculum: Call | None = None,
     ) -> None:
         """How the next training loader serves; None: as the constructor was told, whatever the stage before had.
 
         Raises:
             InputError: a value out of range.
         """
-        asked = Serving._make((batch_size, captions_per_image, views, crop_scale_min, color_jitter, flip))._asdict()
+        asked = Serving._make(
+            (batch_size, captions_per_image, views, crop_scale_min, color_jitter, flip, text_augmentation, image_augmentation, curriculum)
+        )._asdict()
         serving = self._own._replace(**{name: value for name, value in asked.items() if value is not None})
         if serving.batch_size < 1:
             raise InputError(f"batch_size={serving.batch_size}: must be at least 1")
@@ -161,7 +171,9 @@ class Flickr30kDataModule(LightningDataModule):
             raise InputError(f"captions_per_image={serving.captions_per_image}: must be at least 1, or all")
         if serving.views not in (1, 2):
             raise InputError(f"views={serving.views}: must be 1 or 2")
-        self.transform = ImageTransform(self.image_size, serving.crop_scale_min, serving.color_jitter, serving.flip)
+        self.transform = ImageTransform(
+            self.image_size, serving.crop_scale_min, serving.color_jitter, serving.flip, serving.image_augmentation
+        )
         self.stage_seed = stage_seed
         self.serving = serving
 
@@ -238,7 +250,12 @@ class Flickr30kDataModule(LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def _batches(self) -> EpochBatches:
-        return EpochBatches(len(self._split("train")), self.serving.batch_size, self.stage_seed, *self._ranks())
+        split, batch_size, curriculum = self._split("train"), self.serving.batch_size, self.serving.curriculum
+        order: EpochOrder | None = None
+        if curriculum is not None:
+            captions = [picture.captions for picture in split.pictures]
+            order = load(curriculum.function, "curriculum.function")(captions=captions, batch_size=batch_size, **curriculum.arguments)
+        return EpochBatches(len(split), batch_size, self.stage_seed, *self._ranks(), order=order)
 
     def _position(self) -> tuple[int, int]:
         """(epoch, next batch) of the training that runs."""
@@ -281,7 +298,9 @@ class Flickr30kDataModule(LightningDataModule):
         split = self._split("train")
         fixed = FixedViews(self.transform, self.features.views, self.seed) if self.features is not None else None
         features = self._features_of("train", fixed) if fixed is not None else None
-        samples = TrainingSamples(split, self.transform, self.serving.captions_per_image, self.serving.views, fixed, features)
+        samples = TrainingSamples(
+            split, self.transform, self.serving.captions_per_image, self.serving.views, fixed, features, self.serving.text_augmentation
+        )
         return ResumableLoader(samples, self._batches(), self._position, split.collate, self.num_workers, torch.cuda.is_available())
 
     def _evaluation(self, name: str) -> DataLoader:

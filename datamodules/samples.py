@@ -5,6 +5,7 @@ C captions of the split, T token positions. Where features of a locked image tow
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -18,6 +19,7 @@ from datamodules.flickr30k_files import Picture
 from datamodules.image_cache import ImageCache
 from datamodules.loading import SampleKey
 from datamodules.phrases import Phrases
+from insight.data.augmentation import TextAugmentation
 from insight.data.batch import ImageTextBatch, Phrase
 from insight.data.images import Crop, ImageTransform, normalise, working_size
 from insight.data.text import Tokenizer
@@ -32,6 +34,7 @@ class SplitTexts(NamedTuple):
     tokens_CT: Tensor
     mask_CT: Tensor
     phrases: tuple[tuple[Phrase, ...], ...]  # of each caption; their `caption` is filled in when a batch is made
+    tokenizer: Tokenizer
 
     def of(self, index: int) -> range:
         """The captions of a picture."""
@@ -46,7 +49,7 @@ def split_texts(pictures: Sequence[Picture], phrases: Phrases, tokenizer: Tokeni
     nothing: tuple[Phrase, ...] = ()
     marked = tuple(one for picture in pictures for one in phrases.get(picture.filename, (nothing,) * len(picture.captions)))
     tokens_CT, mask_CT = tokenizer.encode(texts, context_length)
-    return SplitTexts(texts, tuple(first), tokens_CT, mask_CT, marked)
+    return SplitTexts(texts, tuple(first), tokens_CT, mask_CT, marked, tokenizer)
 
 
 class Sample(NamedTuple):
@@ -57,6 +60,7 @@ class Sample(NamedTuple):
     view: Tensor | None  # likewise
     captions: list[int]
     crop: Crop | None  # None: the whole picture
+    texts: tuple[str, ...] | None = None  # the captions as augmentation left them; None: unchanged
 
 
 class Split(Dataset):
@@ -79,22 +83,28 @@ class Split(Dataset):
     def collate(self, samples: list[Sample]) -> ImageTextBatch:
         captions = torch.tensor([caption for sample in samples for caption in sample.captions])
         views = [sample.view for sample in samples if sample.view is not None]
-        phrases, row = [], 0
+        texts, phrases, changed = [], [], []
         for sample in samples:
-            for caption in sample.captions:
-                phrases += [_seen(phrase, row, sample.crop) for phrase in self.texts.phrases[caption]]
-                row += 1
-        mask_CT = self.texts.mask_CT[captions]
+            for number, caption in enumerate(sample.captions):
+                own = self.texts.texts[caption]
+                texts.append(own if sample.texts is None else sample.texts[number])
+                if texts[-1] == own:
+                    phrases += [_seen(phrase, len(texts) - 1, sample.crop) for phrase in self.texts.phrases[caption]]
+                else:
+                    changed.append(len(texts) - 1)
+        tokens_CT, mask_CT = self.texts.tokens_CT[captions], self.texts.mask_CT[captions]
+        if changed:
+            tokens_CT[changed], mask_CT[changed] = self.texts.tokenizer.encode([texts[row] for row in changed], tokens_CT.shape[1])
         longest = int(mask_CT.sum(dim=1).max())  # no model pays for padding that no caption of the batch needs
         return ImageTextBatch(
             image=_as_read(torch.stack([sample.image for sample in samples])),
             view=_as_read(torch.stack(views)) if views else None,
-            tokens=self.texts.tokens_CT[captions, :longest],
+            tokens=tokens_CT[:, :longest],
             token_mask=mask_CT[:, :longest],
             caption_row=torch.tensor([row for row, sample in enumerate(samples) for _ in sample.captions]),
             image_id=torch.tensor([sample.row for sample in samples]),
             caption_id=captions,
-            texts=tuple(self.texts.texts[caption] for caption in captions.tolist()),
+            texts=tuple(texts),
             filenames=tuple(self.pictures[sample.row].filename for sample in samples),
             phrases=tuple(phrases),
         )
@@ -132,7 +142,8 @@ class FixedViews:
     def key(self) -> list[float]:
         """All that the views depend on, beside the pictures."""
         transform = self.transform
-        return [transform.image_size, transform.crop_scale_min, transform.color_jitter, transform.flip, self.seed, self.count]
+        more = [] if transform.more is None else list(dataclasses.astuple(transform.more))
+        return [transform.image_size, transform.crop_scale_min, transform.color_jitter, transform.flip, self.seed, self.count, *more]
 
     def crop(self, row: int, view: int) -> Crop | None:
         """None: the whole picture."""
@@ -177,6 +188,7 @@ class TrainingSamples(Dataset):
         views: 2 = a second crop of every picture.
         fixed: Draw one of these views instead of a new crop.
         features: Of these views, in the pictures' place.
+        words: Changes the captions.
     """
 
     def __init__(
@@ -187,6 +199,7 @@ class TrainingSamples(Dataset):
         views: int,
         fixed: FixedViews | None = None,
         features: FeatureCache | None = None,
+        words: TextAugmentation | None = None,
     ) -> None:
         self.split = split
         self.transform = transform
@@ -194,6 +207,7 @@ class TrainingSamples(Dataset):
         self.views = views
         self.fixed = fixed
         self.features = features
+        self.words = words
 
     def __len__(self) -> int:
         return len(self.split)
@@ -207,7 +221,11 @@ class TrainingSamples(Dataset):
             captions = [order[turn % len(order)] for turn in range(self.captions_per_image)]
         image, crop = self._draw(index, lot)
         view = self._draw(index, lot)[0] if self.views == 2 else None
-        return Sample(index, image, view, captions, crop)
+        texts = None
+        if self.words is not None:
+            own = random.Random(derive_seed(seed, "words"))  # its own, so that pictures are those without it
+            texts = tuple(self.words(self.split.texts.texts[caption], own) for caption in captions)
+        return Sample(index, image, view, captions, crop, texts)
 
     def _draw(self, index: int, lot: random.Random) -> tuple[Tensor, Crop | None]:
         if self.fixed is None:

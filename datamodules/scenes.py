@@ -12,7 +12,9 @@ from datamodules.feature_cache import Features
 from datamodules.flickr30k import Flickr30kDataModule
 from datamodules.scenes_files import Settings, ensure_scenes
 from datamodules.scenes_world import VERSION
+from insight.data.augmentation import ImageAugmentation, TextAugmentation
 from insight.errors import InputError
+from insight.stages import Call
 
 
 class ScenesDataModule(Flickr30kDataModule):
@@ -117,9 +119,13 @@ class ScenesDataModule(Flickr30kDataModule):
         crop_scale_min: float | None = None,
         color_jitter: float | None = None,
         flip: bool | None = None,
+        text_augmentation: TextAugmentation | None = None,
+        image_augmentation: ImageAugmentation | None = None,
+        curriculum: Call | None = None,
     ) -> None:
         _refuse_flip(flip, "the stage's flip")
-        super().configure_stage(stage_seed, batch_size, captions_per_image, views, crop_scale_min, color_jitter, flip)
+        changes = (text_augmentation, image_augmentation, curriculum)
+        super().configure_stage(stage_seed, batch_size, captions_per_image, views, crop_scale_min, color_jitter, flip, *changes)
 
     def describe(self) -> str:
         """One line; nothing has to be rendered for it."""
