@@ -15,7 +15,7 @@ from insight.errors import InputError
 
 # picture n: captions of n + 1 words, in an order that is not theirs
 CAPTIONS = [[" ".join(["word"] * ((7 * n) % 20 + 1))] * 2 for n in range(20)]
-TOPICS = [[f"{topic} {topic}s here", f"the {topic} number {n}"] for n in range(8) for topic in ("dog", "boat", "cook")]
+TOPICS = [[f"{topic}, {topic}, {topic} here", f"the {topic} number {n}"] for n in range(8) for topic in ("dog", "boat", "cook")]
 
 
 def generator(seed=0):
