@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from insight.baselines import Baseline, BlindPrior, ColourHistogram, Negative, evaluate_baseline
+
+log = logging.getLogger(__name__)
 
 
 class Baselines(Callback):
@@ -16,6 +19,9 @@ class Baselines(Callback):
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]  # Trainer sets it, its class does not declare it
+        if not data.splits()["train"]:
+            log.info("no baselines: these data have no training split to fit them on")
+            return
         train_images, train_captions = data.pairs("train")
         images, captions = data.pairs("test")
         rows = {filename: row for row, filename in enumerate(data.splits()["test"])}

@@ -14,15 +14,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.captions import SPLITS
+from datamodules.feature_cache import FeatureCache, Features, build_features
 from datamodules.flickr30k_files import Flickr30kFiles, HardNegative, Picture, fingerprint, read_flickr30k, read_hard_negatives, remedies
 from datamodules.image_cache import ImageCache, build_cache
-from datamodules.loading import EpochBatches, ResumableLoader, evaluation_loader, rank_share
+from datamodules.loading import EpochBatches, EpochOrder, ResumableLoader, evaluation_loader, rank_share
 from datamodules.phrases import Phrases, read_phrases
-from datamodules.samples import Split, TrainingSamples, split_texts
+from datamodules.samples import FixedViews, Split, TrainingSamples, WholeFeatures, split_texts
+from insight.data.augmentation import ImageAugmentation, TextAugmentation
 from insight.data.batch import ImageTextBatch
 from insight.data.images import ImageTransform
+from insight.data.pretrained_text import load_tokenizer, read_tokenizer
 from insight.data.text import Tokenizer
 from insight.errors import InputError
+from insight.models.tower import ImageTower
+from insight.stages import Call, load
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +41,9 @@ class Serving(NamedTuple):
     crop_scale_min: float
     color_jitter: float
     flip: bool
+    text_augmentation: TextAugmentation | None = None
+    image_augmentation: ImageAugmentation | None = None
+    curriculum: Call | None = None
 
 
 class Flickr30kDataModule(LightningDataModule):
@@ -48,7 +56,8 @@ class Flickr30kDataModule(LightningDataModule):
         image_size: Side of the model's picture.
         context_length: Tokens of a caption, with its start and end.
         vocab_size: Most entries of the tokenizer that is trained on the training captions.
-        tokenizer: A tokenizer file (RUN/tokenizer.json) to use instead of training one.
+        tokenizer: A tokenizer file (RUN/tokenizer.json) to use instead of training one; or, for a pretrained text tower, its own: a
+            folder, or ``hf-hub:OWNER/MODEL``.
         batch_size: Training pictures per step, over all devices.
         eval_batch_size: Pictures per step of evaluation, per device.
         num_workers: Processes that prepare batches. The batches are the same for every number.
@@ -64,6 +73,8 @@ class Flickr30kDataModule(LightningDataModule):
         entities: Read Flickr30k Entities' phrase boxes where they are.
         skip_broken: Leave out pictures and captions that are broken, and say how many, instead of stopping.
         seed: Of the split by lot, and of the batches outside a stage.
+        features: Where the image tower is locked: train on a few fixed views of each picture, and keep their features in ``cache_dir``;
+            ``null``: fresh random crops, and the tower at work in every batch.
     """
 
     generated = False  # True where a program makes the pictures, which the first line of a run must then say
@@ -94,6 +105,7 @@ class Flickr30kDataModule(LightningDataModule):
         entities: bool = True,
         skip_broken: bool = False,
         seed: int = 0,
+        features: Features | None = None,
     ) -> None:
         super().__init__()
         for name, number, least in (
@@ -118,6 +130,9 @@ class Flickr30kDataModule(LightningDataModule):
         self.entities = entities
         self.skip_broken = skip_broken
         self.seed = seed
+        self.features = features
+        self._tower: ImageTower | None = None  # locked, and its features are served
+        self._tower_regions = True
         self._tokenizer_path = tokenizer
         self._tokenizer_given: Tokenizer | None = None  # of a checkpoint
         self._own = Serving(batch_size, captions_per_image, views, crop_scale_min, color_jitter, flip)
@@ -137,13 +152,18 @@ class Flickr30kDataModule(LightningDataModule):
         crop_scale_min: float | None = None,
         color_jitter: float | None = None,
         flip: bool | None = None,
+        text_augmentation: TextAugmentation | None = None,
+        image_augmentation: ImageAugmentation | None = None,
+        curriculum: Call | None = None,
     ) -> None:
         """How the next training loader serves; None: as the constructor was told, whatever the stage before had.
 
         Raises:
             InputError: a value out of range.
         """
-        asked = Serving._make((batch_size, captions_per_image, views, crop_scale_min, color_jitter, flip))._asdict()
+        asked = Serving._make(
+            (batch_size, captions_per_image, views, crop_scale_min, color_jitter, flip, text_augmentation, image_augmentation, curriculum)
+        )._asdict()
         serving = self._own._replace(**{name: value for name, value in asked.items() if value is not None})
         if serving.batch_size < 1:
             raise InputError(f"batch_size={serving.batch_size}: must be at least 1")
@@ -151,7 +171,9 @@ class Flickr30kDataModule(LightningDataModule):
             raise InputError(f"captions_per_image={serving.captions_per_image}: must be at least 1, or all")
         if serving.views not in (1, 2):
             raise InputError(f"views={serving.views}: must be 1 or 2")
-        self.transform = ImageTransform(self.image_size, serving.crop_scale_min, serving.color_jitter, serving.flip)
+        self.transform = ImageTransform(
+            self.image_size, serving.crop_scale_min, serving.color_jitter, serving.flip, serving.image_augmentation
+        )
         self.stage_seed = stage_seed
         self.serving = serving
 
@@ -171,16 +193,26 @@ class Flickr30kDataModule(LightningDataModule):
         """Read the captions, and decode every picture once into the cache."""
         if self._cache is not None:
             return
-        self._files = read_flickr30k(self.locate(), self.format, self.seed, self.val_size, self.test_size, self.skip_broken)
+        self._files = read_flickr30k(self.locate(), self.format, self.seed, self.val_size, self.test_size, self.skip_broken, needed=())
         pictures = [picture for split in SPLITS for picture in self._files.split(split)[: self.limits[split]]]
         self._cache, broken = build_cache(pictures, self.image_size, self.cache_dir, self.skip_broken)
         self._rows = {picture.filename: row for row, picture in enumerate(pictures)}
         self._pictures = tuple(picture for picture in pictures if picture.filename not in broken)
-        for split in SPLITS:
-            if not any(picture.split == split for picture in self._pictures):
-                raise InputError(f"{self._files.root}: none of the {split} pictures can be read: restore them")
 
     def setup(self, stage: str | None = None) -> None:
+        """Whole; ``stage``: what for. An evaluation needs a picture in its own split alone.
+
+        Raises:
+            InputError: a split that is needed has no picture.
+        """
+        self._make()
+        assert self._files is not None, "_make read them"
+        for split in {"validate": ("val",), "test": ("test",), "predict": ("test",)}.get(stage or "fit", SPLITS):
+            if not self._splits[split].pictures:
+                what = "none of the pictures can be read, or none is there" if self._files.split(split) else "no picture is in it"
+                raise InputError(f"{self._files.root}: the {split} split is empty ({what}; {self._files.splits_by}), and this needs it")
+
+    def _make(self) -> None:
         self.prepare_data()  # on every process; finds the cache that the first one made
         if self._splits:
             return
@@ -194,7 +226,7 @@ class Flickr30kDataModule(LightningDataModule):
         if self._tokenizer_given is not None:
             self.tokenizer = self._tokenizer_given
         elif self._tokenizer_path is not None:
-            self.tokenizer = Tokenizer.load(self._tokenizer_path)
+            self.tokenizer = load_tokenizer(self._tokenizer_path)
         else:
             self.tokenizer = Tokenizer.train([text for picture in pictures["train"] for text in picture.captions], self.vocab_size)
         for split, chosen in pictures.items():
@@ -205,7 +237,7 @@ class Flickr30kDataModule(LightningDataModule):
     def _split(self, name: str) -> Split:
         if name not in SPLITS:
             raise InputError(f"split '{name}': must be one of {', '.join(SPLITS)}")
-        self.setup()
+        self._make()
         return self._splits[name]
 
     # --- for the engine ---
@@ -218,7 +250,12 @@ class Flickr30kDataModule(LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def _batches(self) -> EpochBatches:
-        return EpochBatches(len(self._split("train")), self.serving.batch_size, self.stage_seed, *self._ranks())
+        split, batch_size, curriculum = self._split("train"), self.serving.batch_size, self.serving.curriculum
+        order: EpochOrder | None = None
+        if curriculum is not None:
+            captions = [picture.captions for picture in split.pictures]
+            order = load(curriculum.function, "curriculum.function")(captions=captions, batch_size=batch_size, **curriculum.arguments)
+        return EpochBatches(len(split), batch_size, self.stage_seed, *self._ranks(), order=order)
 
     def _position(self) -> tuple[int, int]:
         """(epoch, next batch) of the training that runs."""
@@ -226,15 +263,52 @@ class Flickr30kDataModule(LightningDataModule):
             return 0, 0
         return self.trainer.current_epoch, self.trainer.fit_loop.batch_idx + 1
 
+    def serve_features(self, tower: ImageTower | None, regions: bool = True) -> None:
+        """From the next loader on, batches hold this locked tower's features instead of pixels; None: pixels again. ``examples``, ``probe``
+        and ``pairs`` have pixels in any case. Without the setting ``features`` nothing changes.
+
+        ``regions``: whether the model reads more than the pooled vector.
+        """
+        self._tower = tower if self.features is not None and self.features.cache else None
+        self._tower_regions = regions
+
+    def _features_of(self, name: str, views: FixedViews) -> FeatureCache | None:
+        """Of one split, where they are served: on several devices computed by the first."""
+        if self._tower is None:
+            return None
+        assert self.features is not None, "serve_features saw to it"
+        split, (rank, world) = self._split(name), self._ranks()
+        if rank and self.trainer is not None:
+            self.trainer.strategy.barrier()
+        found = build_features(
+            self._tower,
+            split.pictures,
+            lambda row, view: views.pixels(split.cache[split.rows[row]], row, view),
+            len(views),
+            views.key,
+            self.features.precision,
+            self._tower_regions,
+            self.cache_dir,
+        )
+        if world > 1 and not rank and self.trainer is not None:
+            self.trainer.strategy.barrier()
+        return found
+
     def train_dataloader(self) -> DataLoader:
         split = self._split("train")
-        samples = TrainingSamples(split, self.transform, self.serving.captions_per_image, self.serving.views)
+        fixed = FixedViews(self.transform, self.features.views, self.seed) if self.features is not None else None
+        features = self._features_of("train", fixed) if fixed is not None else None
+        samples = TrainingSamples(
+            split, self.transform, self.serving.captions_per_image, self.serving.views, fixed, features, self.serving.text_augmentation
+        )
         return ResumableLoader(samples, self._batches(), self._position, split.collate, self.num_workers, torch.cuda.is_available())
 
     def _evaluation(self, name: str) -> DataLoader:
         split = self._split(name)
         share = rank_share(len(split), *self._ranks())
-        return evaluation_loader(split, share, self.eval_batch_size, split.collate, self.num_workers, torch.cuda.is_available())
+        features = self._features_of(name, FixedViews(split.transform, 1, 0))
+        served = split if features is None else WholeFeatures(split, features)
+        return evaluation_loader(served, share, self.eval_batch_size, split.collate, self.num_workers, torch.cuda.is_available())
 
     def val_dataloader(self) -> DataLoader:
         return self._evaluation("val")
@@ -262,7 +336,7 @@ class Flickr30kDataModule(LightningDataModule):
         """Use the checkpoint's tokenizer, here and in what was prepared before."""
         if "tokenizer" not in state_dict:
             return
-        self._tokenizer_given = Tokenizer.from_json(state_dict["tokenizer"])
+        self._tokenizer_given = read_tokenizer(state_dict["tokenizer"])
         if not self._splits:
             return
         if state_dict["fingerprint"] != self.fingerprint():

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple, TypedDict
 
@@ -77,6 +77,7 @@ def read_flickr30k(
     val_size: float | None = None,
     test_size: float | None = None,
     skip_broken: bool = False,
+    needed: Sequence[str] = SPLITS,
 ) -> Flickr30kFiles:
     """Find, read and match captions and picture files. No picture is opened.
 
@@ -87,6 +88,7 @@ def read_flickr30k(
         val_size: Below 1 a fraction of the pictures, from 1 on a count; None: a tenth, at most 1000. Not used where Karpathy's is known.
         test_size: The same for the test split.
         skip_broken: Leave out what does not belong together, and say how much, instead of stopping.
+        needed: Splits that must have a picture.
 
     Raises:
         InputError: no such folder or caption file, a malformed row, a path that leaves the folder, pictures without captions, captions
@@ -120,7 +122,7 @@ def read_flickr30k(
         Picture(name, folder / name, *files[name], splits[name], tuple(text for _, text in rows), tuple(number for number, _ in rows))
         for name, rows in captions.items()
     )
-    for split in SPLITS:
+    for split in needed:
         if not any(picture.split == split for picture in pictures):
             raise InputError(
                 f"{root}: no picture is in the {split} split of {karpathy or 'the lot'}: each of {', '.join(SPLITS)} needs one"

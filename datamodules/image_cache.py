@@ -69,7 +69,7 @@ def build_cache(
     note = path.with_suffix(".json")  # written first: what is wrong with which picture
     if not (path.is_file() and note.is_file()):
         cache_dir.mkdir(parents=True, exist_ok=True)
-        _remove_stale(cache_dir)
+        remove_stale(cache_dir)
         broken = _write(pictures, image_size, path, note)
     else:
         broken = json.loads(note.read_text(encoding="utf-8"))
@@ -136,7 +136,7 @@ def _decode(pictures: Sequence[PictureFile], image_size: int) -> Iterator[Tensor
             yield ahead.popleft().result()
 
 
-def _remove_stale(cache_dir: Path) -> None:
+def remove_stale(cache_dir: Path) -> None:
     for path in cache_dir.glob("*.partial"):
         if time.time() - path.stat().st_mtime > STALE_SECONDS:
             path.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from insight.errors import InputError
 from insight.stages import derive_seed
 
+EpochOrder = Callable[[int, torch.Generator], list[int]]
 SampleKey = tuple[int, int]  # index in the data set, seed of everything random about this sample
 
 
@@ -28,12 +29,15 @@ class EpochBatches(Sampler[list[SampleKey]]):
         seed: Of the stage.
         rank: Of this process.
         world: Number of processes.
+        order: ``(epoch, generator) -> indices``, from which the batches are cut; None: all, shuffled.
 
     Raises:
         InputError: ``batch_size`` is not a multiple of ``world``, or the data set has less than one batch.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, num_samples: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, order: EpochOrder | None = None
+    ) -> None:
         if batch_size < 1 or batch_size % world:
             raise InputError(f"batch_size={batch_size}: must be a positive multiple of {world}, the number of devices")
         if num_samples < batch_size:
@@ -43,6 +47,7 @@ class EpochBatches(Sampler[list[SampleKey]]):
         self.seed = seed
         self.rank = rank
         self.world = world
+        self.order = order
         self.epoch = 0
         self.start = 0  # first batch that is served
 
@@ -52,7 +57,7 @@ class EpochBatches(Sampler[list[SampleKey]]):
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
-        order = torch.randperm(self.num_samples, generator=generator).tolist()
+        order = torch.randperm(self.num_samples, generator=generator).tolist() if self.order is None else self.order(self.epoch, generator)
         share = self.batch_size // self.world
         for batch in range(self.start, len(self)):
             first = batch * self.batch_size + self.rank * share

@@ -8,10 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from datamodules.feature_cache import Features
 from datamodules.flickr30k import Flickr30kDataModule
 from datamodules.scenes_files import Settings, ensure_scenes
 from datamodules.scenes_world import VERSION
+from insight.data.augmentation import ImageAugmentation, TextAugmentation
 from insight.errors import InputError
+from insight.stages import Call
 
 
 class ScenesDataModule(Flickr30kDataModule):
@@ -25,7 +28,8 @@ class ScenesDataModule(Flickr30kDataModule):
         image_size: Side of the model's picture.
         context_length: Tokens of a caption, with its start and end.
         vocab_size: Most entries of the tokenizer that is trained on the training captions.
-        tokenizer: A tokenizer file (RUN/tokenizer.json) to use instead of training one.
+        tokenizer: A tokenizer file (RUN/tokenizer.json) to use instead of training one; or, for a pretrained text tower, its own: a
+            folder, or ``hf-hub:OWNER/MODEL``.
         batch_size: Training pictures per step, over all devices.
         eval_batch_size: Pictures per step of evaluation, per device.
         num_workers: Processes that prepare batches. The batches are the same for every number.
@@ -37,6 +41,8 @@ class ScenesDataModule(Flickr30kDataModule):
         train_images: Use only so many training pictures, for a quick look.
         eval_images: Use only so many validation and test pictures each.
         seed: Of the scenes; the same seed gives the same pictures and captions.
+        features: Where the image tower is locked: train on a few fixed views of each picture, and keep their features in ``cache_dir``;
+            ``null``: fresh random crops, and the tower at work in every batch.
 
     Raises:
         InputError: a split without pictures, or ``flip``.
@@ -66,6 +72,7 @@ class ScenesDataModule(Flickr30kDataModule):
         train_images: int | None = None,
         eval_images: int | None = None,
         seed: int = 0,
+        features: Features | None = None,
     ) -> None:
         for key, value in (("num_train", num_train), ("num_val", num_val), ("num_test", num_test)):
             if value < 1:
@@ -90,6 +97,7 @@ class ScenesDataModule(Flickr30kDataModule):
             train_images=train_images,
             eval_images=eval_images,
             seed=seed,
+            features=features,
         )
         most = eval_images or num_val + num_test  # a picture is the same however many are rendered: no more than are used
         self.settings = Settings(seed, min(num_train, train_images or num_train), min(num_val, most), min(num_test, most))
@@ -111,9 +119,13 @@ class ScenesDataModule(Flickr30kDataModule):
         crop_scale_min: float | None = None,
         color_jitter: float | None = None,
         flip: bool | None = None,
+        text_augmentation: TextAugmentation | None = None,
+        image_augmentation: ImageAugmentation | None = None,
+        curriculum: Call | None = None,
     ) -> None:
         _refuse_flip(flip, "the stage's flip")
-        super().configure_stage(stage_seed, batch_size, captions_per_image, views, crop_scale_min, color_jitter, flip)
+        changes = (text_augmentation, image_augmentation, curriculum)
+        super().configure_stage(stage_seed, batch_size, captions_per_image, views, crop_scale_min, color_jitter, flip, *changes)
 
     def describe(self) -> str:
         """One line; nothing has to be rendered for it."""

@@ -58,7 +58,7 @@ def training_step_check(model: MultiModalTransformer) -> Check:
 
 def example_loss(model: MultiModalTransformer, device: torch.device) -> Tensor:
     """Contrastive loss of 3 random pictures with 2 captions each, and, with fusion layers, the matching loss."""
-    size, words, length = model.image.embedding.image_size, model.text.embedding.vocab_size, model.text.embedding.context_length
+    size, words, length = model.image.image_size, model.text.vocab_size, model.text.context_length
     generator = torch.Generator().manual_seed(SEED)
     image = torch.randn(3, 3, size, size, generator=generator).to(device)
     tokens = torch.randint(words, (6, length), generator=generator).to(device)

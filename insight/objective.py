@@ -34,7 +34,7 @@ class Objective(nn.Module):
         super().__init__()
         self.bound: dict[str, tuple[Callable[..., Tensor], LossTerm, list[str]]] = {}
         for name, (function, term, needed) in bound.items():
-            made = function
+            made: Any = function
             if inspect.isclass(function):
                 if name == BALANCE or "." in name or hasattr(self, name):
                     raise InputError(f"{key}.losses.{name}: the name is taken; call the term otherwise, e.g. my_{name.replace('.', '_')}")

@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
+from insight.data.augmentation import ImageAugmentation, TextAugmentation
 from insight.errors import InputError
 
 
@@ -64,6 +65,10 @@ class StageData:
         crop_scale_min: Smallest area of a random crop, as a fraction of the picture.
         color_jitter: Strength of the colour jitter; 0 = none.
         flip: Mirror pictures at random.
+        text_augmentation: Changes of the captions; their phrases are dropped where a caption changed. Off unless given.
+        image_augmentation: Further changes of the pictures. Off unless given.
+        curriculum: Import path and arguments of a class that orders the pictures of each epoch, e.g. ``datamodules.curriculum.ByLength``;
+            ``null``: at random.
     """
 
     batch_size: int | None = None
@@ -72,6 +77,9 @@ class StageData:
     crop_scale_min: float | None = None
     color_jitter: float | None = None
     flip: bool | None = None
+    text_augmentation: TextAugmentation | None = None
+    image_augmentation: ImageAugmentation | None = None
+    curriculum: Call | None = None
 
     @property
     def given(self) -> dict[str, Any]:
@@ -229,7 +237,10 @@ def bind_losses(
         function = load(term.function, f"{key}.{name}.function")
         if inspect.isclass(function):
             check_call(Call(term.function, term.arguments), f"{key}.{name}", supplied=("model",))
-            needed = check_arguments(function.forward, (), f"{key}.{name}.arguments")[1:]  # without self
+            forward = getattr(function, "forward", None)
+            if forward is None:
+                raise InputError(f"{key}.{name}.function: the class {term.function} has no forward; give a function or a torch.nn.Module")
+            needed = check_arguments(forward, (), f"{key}.{name}.arguments")[1:]  # without self
         else:
             needed = check_arguments(function, term.arguments, f"{key}.{name}.arguments", supplied=quantities)
         if term.schedule is not None:
@@ -260,6 +271,8 @@ def check_plan(plan: StagePlan) -> None:
     for name, stage in plan.stages.items():
         if stage.epochs < 1:
             raise InputError(f"stages.{name}.epochs={stage.epochs}: must be at least 1")
+        if stage.data.curriculum is not None:
+            check_call(stage.data.curriculum, f"stages.{name}.data.curriculum", supplied=("captions", "batch_size"))
         if stage.balance is not None:
             check_call(stage.balance, f"stages.{name}.balance", supplied=("terms",))
         if stage.patience is not None and stage.monitor is None:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from insight.data.batch import ImageTextBatch, first_captions
-from insight.errors import InputError
 from insight.metrics import RetrievalMetrics, chance_recall, hard_negative_accuracy
 from insight.models.multimodal import MultiModalTransformer
+from insight.models.tower import ImageTower
 from lightning_modules.quantities import Quantities
 from lightning_modules.retrievals import RETRIEVAL_FILES, Prediction, save_predictions, save_retrievals
-from lightning_modules.staged import Shown, StagedModule
+from lightning_modules.staged import NamedQuantities, Shown, StagedModule
 
 RECALLS = ("image_to_text_recall_at_1", "image_to_text_recall_at_10", "text_to_image_recall_at_1", "text_to_image_recall_at_10")
 BASELINES = ("colour_histogram", "blind_prior")
@@ -24,7 +24,7 @@ BASELINES = ("colour_histogram", "blind_prior")
 class ImageTextModule(StagedModule):
     """A dual encoder, its losses and its steps. Subclasses hand in the model and say which quantities it can compute."""
 
-    quantities: ClassVar[type[Quantities]] = Quantities
+    quantities: ClassVar[type[NamedQuantities]] = Quantities
     shown = Shown(
         "recall (fraction of queries)",
         {name: name.replace("_recall_at_", " R@").replace("_", " ") for name in RECALLS},
@@ -49,10 +49,15 @@ class ImageTextModule(StagedModule):
 
     # --- around the training ---
     def check_data(self, data: Any) -> None:
-        if data.tokenizer.size > self.model.text.embedding.vocab_size:
-            raise InputError(
-                f"model.init_args.vocab_size={self.model.text.embedding.vocab_size}, but the tokenizer has {data.tokenizer.size} entries"
-            )
+        self.model.check_tokenizer(data.tokenizer)
+
+    def setup(self, stage: str) -> None:
+        """Where the image tower is locked, or only evaluated, the data may serve its features instead of pictures."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        tower = self.model.image
+        if isinstance(tower, ImageTower) and hasattr(data, "serve_features"):
+            trains = stage == "fit" and any(parameter.requires_grad for parameter in tower.parameters())
+            data.serve_features(None if trains else tower, self.model.reads_regions)
 
     def save_inputs(self, run_dir: Path, data: Any) -> None:
         data.tokenizer.save(run_dir / "tokenizer.json")
@@ -136,7 +141,7 @@ class ImageTextModule(StagedModule):
     def encode_texts(self, texts: list[str]) -> Tensor:
         """Embeddings (texts, E) by the data module's own tokenizer."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        tokens, mask = data.tokenizer.encode(texts, self.model.text.embedding.context_length)
+        tokens, mask = data.tokenizer.encode(texts, self.model.text.context_length)
         parts = zip(tokens.to(self.device).split(256), mask.to(self.device).split(256), strict=True)
         return torch.cat([self.model.encode_text(*part).embedding for part in parts])
 

@@ -14,6 +14,7 @@ from insight.errors import InputError
 from insight.metrics import Ranks, rerank, retrieval_ranks, retrieval_scores
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.models.multimodal import ImageFeatures, TextFeatures
+from insight.models.tower import ImageTower, TextTower
 from insight.nn.settings import PLAIN, BlockSettings
 from insight.objective import BoundLoss
 from insight.stages import Stage
@@ -42,6 +43,8 @@ class CrossAttentionModule(ImageTextModule):
         rerank_top_k: Candidates of each query that the matching head re-orders in the test; 0 = no re-ranking.
         fuse_every: In training the fusion reads every n-th picture of a batch; 1 = all.
         block: How the blocks of both towers and of the fusion are made.
+        image: The image tower, instead of one of our own: a class of ``insight.towers``; ``patch_size``, ``image_depth`` are then unused.
+        text: The text tower, instead of one of our own; ``text_depth`` is then unused.
         decoder_depth: Blocks of the decoder that writes captions; 0 = there is none.
     """
 
@@ -64,6 +67,8 @@ class CrossAttentionModule(ImageTextModule):
         rerank_top_k: int = 16,
         fuse_every: int = 1,
         block: BlockSettings = PLAIN,
+        image: ImageTower | None = None,
+        text: TextTower | None = None,
         decoder_depth: int = 0,
     ) -> None:
         if rerank_top_k < 0:
@@ -84,6 +89,8 @@ class CrossAttentionModule(ImageTextModule):
                 dropout=dropout,
                 fusion_depth=fusion_depth,
                 block=block,
+                image=image,
+                text=text,
                 decoder_depth=decoder_depth,
             )
         )
@@ -125,7 +132,7 @@ class CrossAttentionModule(ImageTextModule):
         pixels = dict(zip(names, torch.cat([batch.image for batch in self._test_batches]), strict=True))
 
         def match(filenames: list[str], texts: list[str]) -> Tensor:
-            tokens, mask = self.trainer.datamodule.tokenizer.encode(texts, self.model.text.embedding.context_length)  # type: ignore[attr-defined]
+            tokens, mask = self.trainer.datamodule.tokenizer.encode(texts, self.model.text.context_length)  # type: ignore[attr-defined]
             tokens, mask = tokens.to(self.device), mask.to(self.device)
             scores = []
             for start in range(0, len(texts), PAIRS_AT_ONCE):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from insight.models.multimodal import MultiModalTransformer
+from insight.models.tower import ImageTower, TextTower
 from insight.nn.settings import PLAIN, BlockSettings
 from lightning_modules.base import ImageTextModule
 
@@ -22,6 +23,8 @@ class MultiModalModule(ImageTextModule):
         embed_dim: Width of the common embedding.
         dropout: Dropout in the blocks.
         block: How the blocks of both towers are made.
+        image: The image tower, instead of one of our own: a class of ``insight.towers``; ``patch_size``, ``image_depth`` are then unused.
+        text: The text tower, instead of one of our own; ``text_depth`` is then unused.
     """
 
     def __init__(
@@ -37,9 +40,23 @@ class MultiModalModule(ImageTextModule):
         embed_dim: int = 128,
         dropout: float = 0.0,
         block: BlockSettings = PLAIN,
+        image: ImageTower | None = None,
+        text: TextTower | None = None,
     ) -> None:
         super().__init__(
             MultiModalTransformer(
-                vocab_size, image_size, patch_size, context_length, dim, image_depth, text_depth, heads, embed_dim, dropout, block
+                vocab_size,
+                image_size,
+                patch_size,
+                context_length,
+                dim,
+                image_depth,
+                text_depth,
+                heads,
+                embed_dim,
+                dropout,
+                block,
+                image,
+                text,
             )
         )

@@ -101,7 +101,7 @@ class Quantities(NamedQuantities):
     @cached_property
     def word_counts(self) -> Tensor:
         """(B, V): tokens of the captions in the batch, special ones left out."""
-        batch, vocab_size = self._batch, self._model.text.embedding.vocab_size
+        batch, vocab_size = self._batch, self._model.text.vocab_size
         place_CT = batch.caption_row[:, None] * vocab_size + batch.tokens
         counts = torch.zeros(len(batch.image_id) * vocab_size, device=batch.tokens.device)
         counts = counts.scatter_add(0, place_CT.flatten(), (batch.tokens >= len(SPECIAL)).flatten().float())
@@ -188,7 +188,7 @@ class CrossAttentionQuantities(Quantities):
         """Logits (M, 2) and targets (M,) of this device's share."""
         tokens_BTD, mask_BT = self._text.tokens[self._first], self._batch.token_mask[self._first]
         if world_size() > 1:  # the devices' longest captions differ
-            missing = self._model.text.embedding.context_length - mask_BT.shape[1]
+            missing = self._model.text.context_length - mask_BT.shape[1]
             tokens_BTD, mask_BT = F.pad(tokens_BTD, (0, 0, 0, missing)), F.pad(mask_BT, (0, missing))
         own = len(mask_BT)
         with torch.no_grad():
@@ -224,7 +224,7 @@ class CrossAttentionQuantities(Quantities):
     @cached_property
     def _lots(self) -> Tensor:
         """(B, T): which places of each picture's captions are hidden; equal for every number of devices."""
-        own, context_length = len(self._batch.image_id), self._model.text.embedding.context_length
+        own, context_length = len(self._batch.image_id), self._model.text.context_length
         lots = torch.rand(own * world_size(), context_length, generator=self._generator)
         return lots[rank() * own :][:own, : self._batch.tokens.shape[1]].to(self._batch.tokens.device)
 

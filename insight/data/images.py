@@ -21,10 +21,10 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
+from insight.data.augmentation import MEAN, ImageAugmentation
 from insight.data.batch import Box
 from insight.errors import InputError
 
-MEAN = (0.485, 0.456, 0.406)  # of ImageNet, over 0..1, in RGB
 STD = (0.229, 0.224, 0.225)
 MAX_PIXELS = 64_000_000  # beyond it a file is a mistake or an attack; Flickr30k's pictures have about 190,000
 WORKING_MARGIN = 1.25  # training crops from a picture this much larger than the model's
@@ -132,12 +132,20 @@ class ImageTransform:
         crop_scale_min: Smallest area of a random crop, as a fraction of the picture; 1 = no crop.
         color_jitter: Strength: brightness, contrast and saturation change by up to 0.4 of it. Hue stays: captions name colours.
         flip: Mirror half of the pictures. Off by default, as captions speak of left and right.
+        more: Further changes of the pixels, after all others.
 
     Raises:
         InputError: a value out of range.
     """
 
-    def __init__(self, image_size: int, crop_scale_min: float = 1.0, color_jitter: float = 0.0, flip: bool = False) -> None:
+    def __init__(
+        self,
+        image_size: int,
+        crop_scale_min: float = 1.0,
+        color_jitter: float = 0.0,
+        flip: bool = False,
+        more: ImageAugmentation | None = None,
+    ) -> None:
         if image_size < 1:
             raise InputError(f"image_size={image_size}: must be at least 1")
         if not 0 < crop_scale_min <= 1:
@@ -148,6 +156,7 @@ class ImageTransform:
         self.crop_scale_min = crop_scale_min
         self.color_jitter = color_jitter
         self.flip = flip
+        self.more = more
 
     def open(self, path: str | Path) -> Tensor:
         """A file -> what the model reads, (3, H, W) float32: the same numbers as by way of the cache."""
@@ -178,15 +187,17 @@ class ImageTransform:
 
         What comes out is for ``normalise``, which costs less for a whole batch.
         """
-        crop = self._draw_crop(image.shape[-1], lot)
+        crop = self.draw_crop(image.shape[-1], lot)
         pixels = self.resize(image[:, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width])
         if crop.mirrored:
             pixels = functional.horizontal_flip(pixels)
         if self.color_jitter:
             pixels = self._jitter(pixels, lot)
+        if self.more is not None:
+            pixels = self.more(pixels, lot)
         return pixels, crop
 
-    def _draw_crop(self, side: int, lot: random.Random) -> Crop:
+    def draw_crop(self, side: int, lot: random.Random) -> Crop:
         """RandomResizedCrop: area in (crop_scale_min, 1), aspect ratio in (3/4, 4/3); the whole picture when ten draws don't fit."""
         mirrored = self.flip and lot.random() < 0.5
         if self.crop_scale_min < 1:

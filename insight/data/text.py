@@ -40,6 +40,13 @@ class Tokenizer:
     (torch.Size([1, 8]), 1, 'a dog')
     """
 
+    leading, added = 1, 2  # special tokens before the text, and in all
+
+    @property
+    def library_ids(self) -> list[int]:
+        """Another library's id of each of our token ids, where this is its tokenizer; empty for one of our own."""
+        return []
+
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         for index, word in enumerate(SPECIAL):
             if backend.token_to_id(word) != index:
@@ -147,7 +154,7 @@ class Tokenizer:
                 columns.setdefault(word, []).append(column)
         words: list[Word] = []
         for found in columns.values():
-            kept = tuple(column + 1 for column in found if column < context_length - 2)  # column 0 is [START]
+            kept = tuple(column + self.leading for column in found if column < context_length - self.added)
             start = min(encoding.offsets[column][0] for column in found)
             end = max(encoding.offsets[column][1] for column in found)
             start += len(text[start:end]) - len(text[start:end].lstrip())  # a token begins with the space before its word

@@ -101,7 +101,7 @@ class Bundle:
         """Captions -> tokens (C, T), mask (C, T)."""
         if isinstance(texts, str) or not texts:
             raise InputError("give a list of captions, at least one")
-        tokens, mask = self.tokenizer.encode(texts, self.model.text.embedding.context_length)
+        tokens, mask = self.tokenizer.encode(texts, self.model.text.context_length)
         return tokens.to(self.device), mask.to(self.device)
 
     @torch.no_grad()
@@ -189,7 +189,7 @@ def save(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        transform = ImageTransform(model.image.embedding.image_size)
+        transform = ImageTransform(model.image.image_size)
         weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
         _write_json(temporary / "model.json", {"architecture": name, "arguments": dict(arguments)})
         safetensors.torch.save_file(weights, temporary / "weights.safetensors")
@@ -247,7 +247,7 @@ def _example_picture(side: int = 96) -> Image.Image:
 
 
 def _signature(bundle: Bundle, outputs: Mapping[str, Tensor], text: str) -> dict[str, Any]:
-    size, length = bundle.transform.image_size, bundle.model.text.embedding.context_length
+    size, length = bundle.transform.image_size, bundle.model.text.context_length
     first = {"image_embedding": ["B"], "text_embedding": ["C"], "similarity": ["B", "C"], "match": ["P"]}
     shapes = {name: first[name] + list(value.shape[len(first[name]) :]) for name, value in outputs.items()}
     return {
@@ -286,11 +286,11 @@ def load(folder: str | Path, sha256: str | None = None) -> Bundle:
     except (*UNDECODABLE, Image.DecompressionBombError, SafetensorError) as error:
         raise InputError(f"{folder}: a file cannot be read ({error})") from error
     model = _build(folder, described, weights)
-    image_size = model.image.embedding.image_size
+    image_size = model.image.image_size
     if settings != _preprocessing(image_size):
         raise InputError(f"{folder}/preprocessing.json: made for {settings}, this code does {_preprocessing(image_size)}: use its release")
-    if tokenizer.size > model.text.embedding.vocab_size:
-        raise InputError(f"{folder}: its tokenizer has {tokenizer.size} entries, its model {model.text.embedding.vocab_size}")
+    if tokenizer.size > model.text.vocab_size:
+        raise InputError(f"{folder}: its tokenizer has {tokenizer.size} entries, its model {model.text.vocab_size}")
     bundle = Bundle(model, tokenizer, ImageTransform(image_size), config, data, signature, example, picture, folder, digest)
     said = {"image_embedding", "text_embedding", "similarity", *(["match"] if bundle.matches else [])}
     if not isinstance(signature.get("text"), str) or example.keys() != said:

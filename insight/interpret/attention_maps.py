@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from insight.interpret.explain import Subject, Values
+from insight.interpret.family import Lacks
 from insight.interpret.record import record_attention
 from insight.interpret.rollout import rollout
 
@@ -44,7 +45,8 @@ def rollout_map(subject: Subject) -> Values:
     image_RNN = rollout([maps[name] for name in flow.image]) if flow.image else None
     text_RTT = rollout([maps[name] for name in flow.text]) if flow.text else None
     if flow.fusion:
-        assert image_RNN is not None and text_RTT is not None, "fusion has two sides"
+        if image_RNN is None or text_RTT is None:
+            raise Lacks("rollout goes through the attention of both towers, and one of them is an encoder of another library")
         text_RTT, pairs_RTN = fused_rollout(text_RTT, image_RNN, maps, flow.fusion)
         pairs_RTP = pairs_RTN[..., 1:]
         return Values(score_R, read(readout.text_RT, pairs_RTP), read(readout.text_RT, text_RTT), pairs_RTP)

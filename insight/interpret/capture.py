@@ -45,7 +45,7 @@ def shown_layers(model: MultiModalTransformer | ImageClassifier, layers: Collect
     """
     known = image_layers(model)
     if layers is None:
-        return (known[-1],)
+        return tuple(known[-1:])  # an encoder of another library has none
     found = []
     for name in layers:
         full = name if name in known else f"{name}.attention"
@@ -66,7 +66,7 @@ def capture(model: MultiModalTransformer, image_B3HW: Tensor, tokens_BT: Tensor,
             model.fuse(output.text.tokens, mask_BT, output.image.tokens)
         else:
             model.encode_image(image_B3HW)
-    found = _of_tower(model, maps)
+    found = _of_tower(model, maps) if image_layers(model) else {}
     found.update({f"words/{name}": maps[name].mean(dim=1) for name in reversed(crossings)})
     found.update({f"heads/{name}": maps[name] for name in reversed(crossings)})
     return _as_arrays(image_B3HW, found)

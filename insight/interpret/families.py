@@ -18,7 +18,10 @@ from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.models.language_model import LanguageModel
 from insight.models.multimodal import MultiModalTransformer
 from insight.models.text_transformer import TextTransformer
+from insight.models.tower import ImageTower, TextTower
 from insight.models.vision_transformer import VisionOutput, VisionTransformer
+
+AnyTower = VisionTransformer | TextTransformer | ImageTower | TextTower
 
 
 class ImageText(Family):
@@ -44,10 +47,10 @@ class ImageText(Family):
         return Rows(batch.image[picture_R].to(weight), tokens_RT, mask_RT, None), Target(picture_R, caption_R)
 
     def embed_image(self, pixels_R3HW: Tensor) -> Tensor:
-        return self.model.image.embedding(pixels_R3HW)
+        return self.model.image.embed(pixels_R3HW)
 
     def embed_text(self, tokens_RT: Tensor) -> Tensor:
-        return self.model.text.embedding(tokens_RT)
+        return self.model.text.embed(tokens_RT)
 
     def score(self, inputs: Inputs) -> Tensor:
         image_RND, text_RTD, image_mask_RN, mask_RT = both(inputs)
@@ -252,7 +255,7 @@ def both(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     return inputs.image_RND, inputs.text_RTD, inputs.image_mask_RN, inputs.text_mask_RT
 
 
-def grid_of(vision: VisionTransformer) -> int:
+def grid_of(vision: VisionTransformer | ImageTower) -> int:
     """Patches per side.
 
     Raises:
@@ -263,15 +266,23 @@ def grid_of(vision: VisionTransformer) -> int:
     return vision.grid_size
 
 
-def tower_of(
-    tower: VisionTransformer | TextTransformer, x_RND: Tensor, mask_RN: Tensor | None, layers: tuple[str, ...], projection: nn.Linear | None
-) -> Tower:
+def tower_of(tower: AnyTower, x_RND: Tensor, mask_RN: Tensor | None, layers: tuple[str, ...], projection: nn.Linear | None) -> Tower:
     """From what the tower's embedding returned."""
+    check_blocks(tower)
     readout_RN, turn = pooled_of(tower, x_RND, mask_RN), tower.rotation(x_RND)
     return Tower(tower.start(x_RND), mask_RN, tower.blocks, layers, tower.norm, readout_RN, projection, turn)
 
 
-def pooled_of(tower: VisionTransformer | TextTransformer, x_RND: Tensor, mask_RN: Tensor | None) -> Tensor:
+def check_blocks(tower: AnyTower) -> None:
+    """
+    Raises:
+        Lacks: it is an encoder of another library, whose layers are not this project's.
+    """
+    if isinstance(tower, (ImageTower, TextTower)):
+        raise Lacks(f"the layers of a {type(tower).__name__} are another library's and are not taken apart here")
+
+
+def pooled_of(tower: AnyTower, x_RND: Tensor, mask_RN: Tensor | None) -> Tensor:
     """(R, N): how much each token counts in what the tower pools.
 
     Raises:
@@ -283,8 +294,9 @@ def pooled_of(tower: VisionTransformer | TextTransformer, x_RND: Tensor, mask_RN
         raise Lacks(str(error)) from error
 
 
-def stopped(tower: VisionTransformer | TextTransformer, x_RND: Tensor, mask_RN: Tensor | None) -> list[Tensor]:
+def stopped(tower: AnyTower, x_RND: Tensor, mask_RN: Tensor | None) -> list[Tensor]:
     """The tokens after each block, each in a graph that begins before its own block."""
+    check_blocks(tower)
     layers: list[Tensor] = []
     turn, x_RND = tower.rotation(x_RND), tower.start(x_RND)
     for block in tower.blocks:

@@ -50,8 +50,9 @@ class MomentumContrast(nn.Module):
             raise InputError(f"momentum={momentum}: must be from 0 to below 1, e.g. 0.995")
         self.queue_size, self.momentum = queue_size, momentum
         self.keys = copy.deepcopy(model).requires_grad_(False)
+        width: int = model.embed_dim  # type: ignore[assignment]
         for kind in ("image", "text"):
-            self.register_buffer(f"{kind}_queue", torch.zeros(queue_size, model.embed_dim))  # type: ignore[arg-type]
+            self.register_buffer(f"{kind}_queue", torch.zeros(queue_size, width))
             self.register_buffer(f"{kind}_queue_id", torch.full((queue_size,), NOBODY))
             self.register_buffer(f"{kind}_place", torch.zeros((), dtype=torch.int64))
 
@@ -97,8 +98,8 @@ class MomentumContrast(nn.Module):
     def _follow(self, model: nn.Module) -> None:
         for key, query in zip(self.keys.parameters(), model.parameters(), strict=True):
             key.lerp_(query.detach(), 1 - self.momentum)
-        for key, query in zip(self.keys.buffers(), model.buffers(), strict=True):
-            key.copy_(query)
+        for kept, moved in zip(self.keys.buffers(), model.buffers(), strict=True):
+            kept.copy_(moved)
 
     @torch.no_grad()
     def _keep(self, kind: str, key: Tensor, picture: Tensor) -> None:

@@ -1,8 +1,8 @@
 """Dual encoder with fusion layers: text tokens read image tokens, and a head says whether the two belong together.
 
-C pairs (a caption and a picture each), B pictures, T text tokens, N image tokens, D width, P hidden places of a caption, V vocabulary,
-A answers. After https://arxiv.org/abs/2107.07651 (ALBEF), section 3.1; with a decoder it is https://arxiv.org/abs/2201.12086 (BLIP),
-section 3.1, but for its sharing of weights.
+C pairs (a caption and a picture each), B pictures, T text tokens, N image tokens, D width (towers that are handed in have their own),
+P hidden places of a caption, V vocabulary, A answers. After https://arxiv.org/abs/2107.07651 (ALBEF), section 3.1; with a decoder it is
+https://arxiv.org/abs/2201.12086 (BLIP), section 3.1, but for its sharing of weights.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from insight.errors import InputError
 from insight.models.encoder_decoder import Decoder, DecoderOutput, DecoderReader
 from insight.models.multimodal import ImageFeatures, MultiModalTransformer, TextFeatures
+from insight.models.text_transformer import TextTransformer
+from insight.models.tower import ImageTower, TextTower
+from insight.models.vision_transformer import VisionTransformer
 from insight.nn.block import fusion_blocks, norm
 from insight.nn.linear import linear
 from insight.nn.pool import masked_mean
@@ -21,12 +24,15 @@ from insight.nn.settings import PLAIN, BlockSettings
 class CrossAttentionMultiModalTransformer(MultiModalTransformer):
     """The two towers of MultiModalTransformer; fused features only score pairs, they never serve as embeddings for retrieval.
 
-    Image tower and decoder are an encoder-decoder transformer that writes captions.
+    Image tower and decoder are an encoder-decoder transformer that writes captions. Tokens of a tower that was handed in come to the
+    fusion's width, ``dim``, through a linear adapter.
 
     Args:
         decoder_depth: Blocks of the decoder; 0 = there is none.
         num_answers: Answers to questions that a head chooses from; 0 = there is none.
     """
+
+    reads_regions = True
 
     def __init__(
         self,
@@ -42,10 +48,16 @@ class CrossAttentionMultiModalTransformer(MultiModalTransformer):
         dropout: float = 0.0,
         fusion_depth: int = 2,
         block: BlockSettings = PLAIN,
+        image: VisionTransformer | ImageTower | None = None,
+        text: TextTransformer | TextTower | None = None,
         decoder_depth: int = 0,
         num_answers: int = 0,
     ) -> None:
-        super().__init__(vocab_size, image_size, patch_size, context_length, dim, image_depth, text_depth, heads, embed_dim, dropout, block)
+        super().__init__(
+            vocab_size, image_size, patch_size, context_length, dim, image_depth, text_depth, heads, embed_dim, dropout, block, image, text
+        )
+        self.image_adapter = nn.Identity() if self.image.dim == dim else linear(self.image.dim, dim)
+        self.text_adapter = nn.Identity() if self.text.dim == dim else linear(self.text.dim, dim)
         self.fusion = fusion_blocks(fusion_depth, dim, heads, dropout, block)
         self.fusion_norm = norm(dim, block)
         self.match_head = linear(dim, 2)
@@ -66,7 +78,8 @@ class CrossAttentionMultiModalTransformer(MultiModalTransformer):
 
         Row c of the text reads row ``image_row_C[c]`` of the image; None: row c, and B = C.
         """
-        x_CTD, turn = text_tokens_CTD, self.text.rotation(text_tokens_CTD)
+        x_CTD, image_tokens_BND = self.text_adapter(text_tokens_CTD), self.image_adapter(image_tokens_BND)
+        turn = self.text.rotation(x_CTD)
         for block in self.fusion:
             x_CTD = block(x_CTD, text_mask_CT, image_tokens_BND, image_mask_BN, image_row_C, turn)
         return self.fusion_norm(x_CTD)

@@ -12,7 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from insight.data.text import Tokenizer
+from insight.errors import InputError
 from insight.models.text_transformer import TextOutput, TextTransformer
+from insight.models.tower import ImageTower, TextTower
 from insight.models.vision_transformer import VisionOutput, VisionTransformer
 from insight.nn.linear import linear
 from insight.nn.settings import PLAIN, BlockSettings
@@ -40,7 +43,12 @@ class MultiModalOutput(NamedTuple):
 
 
 class MultiModalTransformer(nn.Module):
-    """Two towers and two projections. Retrieval compares the embeddings; neither tower ever sees the other's input."""
+    """Two towers and two projections. Retrieval compares the embeddings; neither tower ever sees the other's input.
+
+    A tower that is handed in keeps its weights and its own width; the other arguments then describe the other tower alone.
+    """
+
+    reads_regions = False  # the whole picture's vector is enough
 
     def __init__(
         self,
@@ -55,14 +63,27 @@ class MultiModalTransformer(nn.Module):
         embed_dim: int = 128,
         dropout: float = 0.0,
         block: BlockSettings = PLAIN,
+        image: VisionTransformer | ImageTower | None = None,
+        text: TextTransformer | TextTower | None = None,
     ) -> None:
         super().__init__()
         self.embed_dim = embed_dim
-        self.image = VisionTransformer(image_size, patch_size, dim, image_depth, heads, dropout, block)
-        self.text = TextTransformer(vocab_size, context_length, dim, text_depth, heads, dropout, block)
-        self.image_projection = linear(dim, embed_dim, bias=False)
-        self.text_projection = linear(dim, embed_dim, bias=False)
-        self.word_head = linear(dim, vocab_size)  # of the image tower; only a loss asks for it
+        if image is not None and image.image_size != image_size:
+            raise InputError(
+                f"image_size={image_size}, but the image tower reads pictures of {image.image_size} pixels: "
+                f"data.init_args.image_size={image.image_size}, and the model's with it"
+            )
+        for key, asked, own in (
+            ("vocab_size", vocab_size, text and text.vocab_size),
+            ("context_length", context_length, text and text.context_length),
+        ):
+            if text is not None and asked != own:
+                raise InputError(f"{key}={asked}, but the text tower has {own}: data.init_args.{key}={own}, and the model's with it")
+        self.image = image or VisionTransformer(image_size, patch_size, dim, image_depth, heads, dropout, block)
+        self.text = text or TextTransformer(vocab_size, context_length, dim, text_depth, heads, dropout, block)
+        self.image_projection = linear(self.image.dim, embed_dim, bias=False)
+        self.text_projection = linear(self.text.dim, embed_dim, bias=False)
+        self.word_head = linear(self.image.dim, vocab_size)  # of the image tower; only a loss asks for it
         self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
         self.logit_bias = nn.Parameter(torch.tensor(INITIAL_LOGIT_BIAS))
 
@@ -71,7 +92,18 @@ class MultiModalTransformer(nn.Module):
         """exp(logit_scale), at most 100."""
         return self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
 
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """
+        Raises:
+            InputError: the text tower cannot read its tokens.
+        """
+        if isinstance(self.text, TextTower):
+            self.text.check_tokenizer(tokenizer)
+        elif tokenizer.size > self.text.vocab_size:
+            raise InputError(f"model.init_args.vocab_size={self.text.vocab_size}, but the tokenizer has {tokenizer.size} entries")
+
     def encode_image(self, image_B3HW: Tensor) -> ImageFeatures:
+        """Pictures; or, where the tower is an ``ImageTower``, its features (B, N, W)."""
         return self.project_image(self.image(image_B3HW))
 
     def project_image(self, output: VisionOutput) -> ImageFeatures:

@@ -57,11 +57,24 @@ class TextTransformer(nn.Module):
         self.blocks = blocks(depth, dim, heads, dropout, block, causal)
         self.norm = norm(dim, block)
         self.pool = Pool(pool, dim, heads, block)
+        self.dim = dim
         self.rotary, self.head_width = block.position == "rotary", dim // heads
+
+    @property
+    def vocab_size(self) -> int:
+        return self.embedding.vocab_size
+
+    @property
+    def context_length(self) -> int:
+        return self.embedding.context_length
+
+    def embed(self, tokens_CT: Tensor) -> Tensor:
+        """(C, T) -> (C, T, D), with positions."""
+        return self.embedding(tokens_CT)
 
     def forward(self, tokens_CT: Tensor, mask_CT: Tensor) -> TextOutput:
         """``mask_CT``: True = a real token."""
-        return self.read(self.embedding(tokens_CT), mask_CT)
+        return self.read(self.embed(tokens_CT), mask_CT)
 
     def read(self, x_CTD: Tensor, mask_CT: Tensor) -> TextOutput:
         """What follows the embedding: (C, T, D), True = a real token (C, T)."""

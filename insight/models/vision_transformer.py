@@ -74,12 +74,20 @@ class VisionTransformer(nn.Module):
         return self.embedding.grid_size
 
     @property
+    def image_size(self) -> int:
+        return self.embedding.image_size
+
+    @property
     def num_prefix(self) -> int:
         """Tokens before the patches: 1 = the class token, 0 = none."""
         return self.embedding.num_prefix
 
+    def embed(self, image_B3HW: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, N, D), with positions."""
+        return self.embedding(image_B3HW)
+
     def forward(self, image_B3HW: Tensor) -> VisionOutput:
-        x_BND = self.embedding(image_B3HW)
+        x_BND = self.embed(image_B3HW)
         if not self.training or self.patch_dropout == 0:
             return self.read(x_BND)
         place_BN = self.kept_places(x_BND)

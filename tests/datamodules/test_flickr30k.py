@@ -13,10 +13,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
 from datamodules.flickr30k import Flickr30kDataModule
+from insight.data.augmentation import ImageAugmentation, TextAugmentation
 from insight.data.batch import ImageTextBatch
 from insight.data.images import ImageTransform, denormalise
 from insight.data.text import Tokenizer
 from insight.errors import InputError
+from insight.stages import Call
 
 Make = Callable[..., Flickr30kDataModule]
 
@@ -156,6 +158,44 @@ def test_a_stage_changes_how_batches_are_made_and_the_next_starts_from_the_setti
     data.configure_stage(0)
     for one, other in zip(first, data.train_dataloader(), strict=True):
         assert_same(one, other)
+
+
+def test_changed_captions_are_tokenized_anew_lose_their_phrases_and_leave_the_pictures_as_they_were(make: Make) -> None:
+    data = make(captions_per_image=2)
+    plain = list(data.train_dataloader())
+    data.configure_stage(0, text_augmentation=TextAugmentation(drop=0.15))
+    seen = {True: 0, False: 0}
+    for before, after in zip(plain, data.train_dataloader(), strict=True):
+        assert torch.equal(before.image, after.image) and torch.equal(before.caption_id, after.caption_id)
+        for row, (old, new) in enumerate(zip(before.texts, after.texts, strict=True)):
+            seen[old == new] += 1
+            tokens, mask = data.tokenizer.encode([new], after.tokens.shape[1])
+            assert torch.equal(after.tokens[row], tokens[0]) and torch.equal(after.token_mask[row], mask[0])
+            phrases = [phrase for phrase in before.phrases if phrase.caption == row]
+            assert [phrase for phrase in after.phrases if phrase.caption == row] == (phrases if old == new else [])
+            assert set(new.split()) <= set(old.split())
+        check(after)
+    assert seen[True] and seen[False]
+    again = list(data.train_dataloader())
+    for one, other in zip(again, data.train_dataloader(), strict=True):
+        assert_same(one, other)
+
+
+def test_a_stage_orders_its_epochs_and_changes_pixels(make: Make) -> None:
+    data = make(crop_scale_min=1.0)
+    plain = list(data.train_dataloader())
+    data.configure_stage(
+        0, image_augmentation=ImageAugmentation(grey=1.0), curriculum=Call("datamodules.curriculum.ByLength", {"epochs": 2})
+    )
+    batches = list(data.train_dataloader())
+    assert len(batches) == len(plain) == data.num_train_batches
+    pixels = denormalise(batches[0].image)
+    assert (pixels - pixels[:, :1]).abs().max() < 0.01  # no colour
+    lengths = {}
+    for picture in data._split("train").pictures:
+        lengths[picture.filename] = sum(len(text.split()) for text in picture.captions)
+    easiest = sorted(lengths, key=lambda name: (lengths[name], name))[:4]  # 0.3 of 10 is less than a batch of 4
+    assert all(sorted(batch.filenames) == sorted(easiest) for batch in batches)
 
 
 @pytest.mark.parametrize(

@@ -218,6 +218,7 @@ def test_an_objective_holds_the_modules_by_the_names_of_their_terms_and_weighs_b
     [
         (LossTerm("insight.losses.MomentumContrast", arguments={"queue": 3}), r"losses\.x\.arguments\.queue.*did you mean 'queue_size'"),
         (LossTerm("insight.losses.MomentumContrast", arguments={"model": 3}), r"losses\.x\.arguments\.model"),
+        (LossTerm("insight.stages.Stage", arguments={"epochs": 1, "train": [], "losses": {}}), "Stage has no forward"),
         (LossTerm("insight.losses.UncertaintyWeighting"), r"losses\.x\.arguments: UncertaintyWeighting needs terms"),
         (LossTerm("insight.losses.contrastive", schedule=Call("insight.losses.fade_inn")), r"did you mean 'fade_in'"),
         (LossTerm("insight.losses.contrastive", schedule=Call("insight.losses.fade_in", {"begin": 1})), r"schedule\.arguments\.begin"),

@@ -71,7 +71,7 @@ def test_integrated_gradients_are_the_mean_gradient_along_the_way_times_the_way(
     explanation = explain(gentle(cross_attention), batch, None, method("integrated_gradients", steps=24, image_baseline=0.5))
     rows, _ = cross_attention.rows(batch, None)
     inputs = cross_attention.embed(rows)
-    base_text = cross_attention.model.text.embedding(torch.zeros_like(rows.tokens_RT))
+    base_text = cross_attention.model.text.embed(torch.zeros_like(rows.tokens_RT))
     image, text = torch.zeros_like(rows.pixels_R3HW), torch.zeros_like(inputs.text_RTD)
     for step in range(80):  # midpoint rule, not Gauss-Legendre
         share = (step + 0.5) / 80
