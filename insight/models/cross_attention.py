@@ -134,7 +134,7 @@ class CrossAttentionMultiModalTransformer(MultiModalTransformer):
         Raises:
             InputError: the model has no decoder.
         """
-        return self._decoder()(tokens_CT, image_tokens_BND, context_row_C=image_row_C)
+        return self._decoder()(tokens_CT, self.image_adapter(image_tokens_BND), context_row_C=image_row_C)
 
     def captions_of(self, image_tokens_BND: Tensor, copies: int = 1) -> DecoderReader:
         """Captions that are to be written, for ``insight.generation``: ``copies`` of each picture.
@@ -142,7 +142,7 @@ class CrossAttentionMultiModalTransformer(MultiModalTransformer):
         Raises:
             InputError: the model has no decoder.
         """
-        return DecoderReader(self._decoder(), image_tokens_BND, copies=copies)
+        return DecoderReader(self._decoder(), self.image_adapter(image_tokens_BND), copies=copies)
 
     def _decoder(self) -> Decoder:
         if self.decoder is None:
