@@ -40,7 +40,7 @@ class Sampling:
 
     Args:
         temperature: Divides the logits; 0 takes the most probable token (greedy).
-        top_k: Draw among so many of the most probable tokens (https://arxiv.org/abs/1805.04833, section 5.4); null: among all.
+        top_k: Draw among so many of the most probable tokens (https://arxiv.org/abs/1805.04833); null: among all.
         top_p: Draw among the fewest most probable tokens that together have this probability (https://arxiv.org/abs/1904.09751,
             equations 2 and 3); 1: among all.
 

@@ -36,7 +36,7 @@ class Unigram(NamedTuple):
 
 class Bigram(NamedTuple):
     """How often a token follows another, mixed with the unigram as Witten and Bell do: the more kinds of tokens follow, the more weight the
-    unigram has (https://arxiv.org/abs/cmp-lg/9606011, section 2.6)."""
+    unigram has (1991; as told in https://arxiv.org/abs/cmp-lg/9606011)."""
 
     counts: Counter[tuple[int, int]]
     totals: Counter[int]  # of the token before

@@ -27,17 +27,17 @@ class LanguageFigures(nn.Module):
         self.perplexity = Perplexity(ignore_index=IGNORED)
         self.tokens, self.words, self.bytes = SumMetric(), SumMetric(), SumMetric()
 
-    def update(self, logits_CTV: Tensor, target_CT: Tensor, words: Tensor, bytes: Tensor) -> None:
+    def update(self, logits_CTV: Tensor, target_CT: Tensor, num_words: Tensor, num_bytes: Tensor) -> None:
         """
         Args:
             target_CT: ``IGNORED`` where there is nothing to name.
-            words: (), words and ends among the targets.
-            bytes: (), bytes that the targets stand for.
+            num_words: (), words and ends among the targets.
+            num_bytes: (), bytes that the targets stand for.
         """
         self.perplexity.update(logits_CTV.float(), target_CT)
         self.tokens.update((target_CT != IGNORED).sum())
-        self.words.update(words)
-        self.bytes.update(bytes)
+        self.words.update(num_words)
+        self.bytes.update(num_bytes)
 
     def compute(self) -> dict[str, float]:
         perplexity = float(self.perplexity.compute())
@@ -50,14 +50,14 @@ class LanguageFigures(nn.Module):
             metric.reset()
 
 
-def figures(loss: float, tokens: float, words: float, bytes: float) -> dict[str, float]:
+def figures(loss: float, num_tokens: float, num_words: float, num_bytes: float) -> dict[str, float]:
     """The three from the summed loss in nats.
 
-    >>> figures(3 * math.log(8), tokens=3, words=2, bytes=9)["bits_per_byte"]
+    >>> round(figures(3 * math.log(8), num_tokens=3, num_words=2, num_bytes=9)["bits_per_byte"], 6)
     1.0
     """
     return {
-        "perplexity": math.exp(loss / tokens),
-        "perplexity_per_word": math.exp(min(loss / words, 700.0)),  # a bad model's is beyond what a float holds
-        "bits_per_byte": loss / math.log(2) / bytes,
+        "perplexity": math.exp(loss / num_tokens),
+        "perplexity_per_word": math.exp(min(loss / num_words, 700.0)),  # a bad model's is beyond what a float holds
+        "bits_per_byte": loss / math.log(2) / num_bytes,
     }
