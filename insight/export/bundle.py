@@ -21,6 +21,7 @@ import inspect
 import io
 import json
 import os
+import re
 import shutil
 import typing
 from collections.abc import Mapping, Sequence
@@ -34,12 +35,17 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from insight.data.images import MEAN, PREPROCESSING_VERSION, STD, UNDECODABLE, WORKING_MARGIN, ImageTransform
+from insight.data.pretrained_text import read_tokenizer
 from insight.data.text import Tokenizer
 from insight.errors import InputError
 from insight.export.manifest import read_files, write_manifest
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.models.multimodal import MultiModalTransformer
+from insight.models.tower import ImageTower, TextTower
 from insight.stages import check_arguments, nearest
+from insight.towers.timm import TimmImage
+from insight.towers.torchvision import TorchvisionImage
+from insight.towers.transformers import TransformersImage, TransformersText
 
 NEEDED = (
     *("model.json", "weights.safetensors", "tokenizer.json", "preprocessing.json", "config.json", "data.json", "signature.json"),
@@ -49,6 +55,11 @@ NEEDED = (
 ARCHITECTURES: dict[str, type[MultiModalTransformer]] = {
     one.__name__: one for one in (MultiModalTransformer, CrossAttentionMultiModalTransformer)
 }
+# Encoders of other libraries, likewise; their names and arguments go to the library, which brings its own code.
+TOWERS: dict[str, type[ImageTower] | type[TextTower]] = {
+    one.__name__: one for one in (TimmImage, TorchvisionImage, TransformersImage, TransformersText)
+}
+LOADING = ("weights", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")  # arguments by which files are read
 LARGEST_ERROR = 1e-4  # of numbers of about 1, between the device of the training and the CPU
 Picture = str | Path | Image.Image
 
@@ -191,7 +202,8 @@ def save(
     try:
         transform = ImageTransform(model.image.image_size)
         weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-        _write_json(temporary / "model.json", {"architecture": name, "arguments": dict(arguments)})
+        towers = {side: described_tower(getattr(model, side)) for side in ("image", "text") if arguments.get(side) is not None}
+        _write_json(temporary / "model.json", {"architecture": name, "arguments": {**arguments, **towers}})
         safetensors.torch.save_file(weights, temporary / "weights.safetensors")
         tokenizer.save(temporary / "tokenizer.json")
         _write_json(temporary / "preprocessing.json", _preprocessing(transform.image_size))
@@ -215,6 +227,18 @@ def save(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return load(folder)
+
+
+def described_tower(tower: ImageTower | TextTower) -> dict[str, Any]:
+    """How a bundle names an encoder of another library.
+
+    Raises:
+        InputError: it is not in ``TOWERS``.
+    """
+    name = type(tower).__name__
+    if TOWERS.get(name) is not type(tower):
+        raise InputError(f"{name} cannot be bundled: it is not in TOWERS of insight/export/bundle.py ({', '.join(TOWERS)})")
+    return {"tower": name, "arguments": tower.rebuilding()}
 
 
 def _replace(new: Path, folder: Path) -> None:
@@ -279,7 +303,7 @@ def load(folder: str | Path, sha256: str | None = None) -> Bundle:
         _object(folder, f"{name}.json", files) for name in ("model", "preprocessing", "config", "data", "signature")
     )
     try:
-        tokenizer = Tokenizer.from_json(files["tokenizer.json"].decode())
+        tokenizer = read_tokenizer(files["tokenizer.json"].decode())
         weights = safetensors.torch.load(files["weights.safetensors"])
         example = safetensors.torch.load(files["example.safetensors"])
         picture = Image.open(io.BytesIO(files["example.png"]), formats=["PNG"]).convert("RGB")
@@ -289,8 +313,10 @@ def load(folder: str | Path, sha256: str | None = None) -> Bundle:
     image_size = model.image.image_size
     if settings != _preprocessing(image_size):
         raise InputError(f"{folder}/preprocessing.json: made for {settings}, this code does {_preprocessing(image_size)}: use its release")
-    if tokenizer.size > model.text.vocab_size:
-        raise InputError(f"{folder}: its tokenizer has {tokenizer.size} entries, its model {model.text.vocab_size}")
+    try:
+        model.check_tokenizer(tokenizer)
+    except InputError as error:
+        raise InputError(f"{folder}: tokenizer.json is not the model's: {error}") from error
     bundle = Bundle(model, tokenizer, ImageTransform(image_size), config, data, signature, example, picture, folder, digest)
     said = {"image_embedding", "text_embedding", "similarity", *(["match"] if bundle.matches else [])}
     if not isinstance(signature.get("text"), str) or example.keys() != said:
@@ -322,7 +348,9 @@ def _build(folder: Path, described: Mapping[str, Any], weights: dict[str, Tensor
     if missing:
         raise InputError(f"{folder}/model.json: {name} needs {', '.join(missing)}")
     hints = typing.get_type_hints(architecture.__init__)
-    built = {key: _value(f"{folder}/model.json: {key}", value, hints[key]) for key, value in arguments.items()}
+    towers = {key: value for key, value in arguments.items() if key in ("image", "text") and value is not None}
+    built = {key: _value(f"{folder}/model.json: {key}", value, hints[key]) for key, value in arguments.items() if key not in towers}
+    built |= {key: _tower(folder, f"{folder}/model.json: {key}", value) for key, value in towers.items()}
     try:
         with torch.device("meta"):
             model = architecture(**built)
@@ -333,8 +361,33 @@ def _build(folder: Path, described: Mapping[str, Any], weights: dict[str, Tensor
     wrong = [key for key in {**own, **given} if own.get(key) != given.get(key)]
     if wrong:
         raise InputError(f"{folder}: weights of another model: {wrong[0]} is {given.get(wrong[0])}, {name} has {own.get(wrong[0])}")
-    model.to_empty(device="cpu").load_state_dict(weights)  # copied: in the file they lie unaligned, and kernels then round otherwise
+    for child in model.children():
+        if not isinstance(child, (ImageTower, TextTower)):  # those are built whole: their libraries compute buffers that no file holds
+            child.to_empty(device="cpu")
+    for key, parameter in model.named_parameters(recurse=False):
+        setattr(model, key, torch.nn.Parameter(torch.empty_like(parameter, device="cpu")))
+    model.load_state_dict(weights)  # copied: in the file they lie unaligned, and kernels then round otherwise
     return model.eval().requires_grad_(False)
+
+
+def _tower(folder: Path, key: str, value: Any) -> ImageTower | TextTower:
+    """An encoder of another library with random weights.
+
+    Raises:
+        InputError: not one of ``TOWERS``, or arguments that would read files or the hub.
+    """
+    name, arguments = (value.get("tower"), value.get("arguments")) if isinstance(value, dict) else (None, None)
+    if not isinstance(name, str) or name not in TOWERS or not isinstance(arguments, dict) or not isinstance(arguments.get("name"), str):
+        raise InputError(f"{key}: not one of the towers {', '.join(TOWERS)} with the name of its network")
+    further = arguments.get("arguments") or {}
+    asked = [word for word in LOADING if word in arguments or word in further]
+    if asked or not re.fullmatch(r"[A-Za-z0-9_.-]+", arguments["name"]):
+        raise InputError(f"{key}: {asked[0] if asked else arguments['name']} would read something that is not in the bundle")
+    own = {"tokenizer": str(folder / "tokenizer.json")} if issubclass(TOWERS[name], TextTower) else {}
+    missing = check_arguments(TOWERS[name], {**arguments, **own}, f"{key}.arguments")
+    if missing:
+        raise InputError(f"{key}: {name} needs {', '.join(missing)}")
+    return TOWERS[name](**{**arguments, **own})
 
 
 def _value(key: str, value: Any, hint: Any) -> Any:

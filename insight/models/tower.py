@@ -140,6 +140,10 @@ class ImageTower(nn.Module):
                 module.eval()
         return self
 
+    @abstractmethod
+    def rebuilding(self) -> dict[str, Any]:
+        """Arguments that build the same network with random weights, whatever files or hub the own ones came from."""
+
     def features_digest(self) -> str:
         """Changes with anything that could change the features."""
         facts = f"{self.title} {self.image_size} {self.mean} {self.std} {self.pooling} {self.dim} {self.grid_size}"
@@ -179,6 +183,10 @@ class TextTower(nn.Module):
     @property
     def vocab_size(self) -> int:
         return len(self.library_id)  # type: ignore[arg-type]
+
+    @abstractmethod
+    def rebuilding(self) -> dict[str, Any]:
+        """Arguments that build the same network with random weights, but for ``tokenizer``, whatever the own ones came from."""
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
         """

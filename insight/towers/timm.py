@@ -52,7 +52,12 @@ class TimmImage(ImageTower):
         size = image_size or arguments.get("img_size") or trained_with["input_size"][-1]
         network.reset_classifier(0)
         super().__init__(network, size, mean or trained_with["mean"], std or trained_with["std"], pooling)
+        given = network.pretrained_cfg.get("model_args") or {}  # of a model on the hub
+        self._built = {"name": network.pretrained_cfg.get("architecture", name), "arguments": {**given, **arguments}}
         self.measure()
+
+    def rebuilding(self) -> dict[str, Any]:
+        return self._built | {"image_size": self.image_size, "mean": self.mean, "std": self.std, "pooling": self.pooling}
 
     def look(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor | None]:
         network: Any = self.network

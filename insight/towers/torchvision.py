@@ -62,10 +62,15 @@ class TorchvisionImage(ImageTower):
         own_mean, own_std = (tuple(transform.mean), tuple(transform.std)) if transform else IMAGENET
         drop_last_linear(network)
         super().__init__(network, size, mean or own_mean, std or own_std, pooling)
+        self._built = {"name": name, "arguments": arguments}
         self.grid = grid or next((path for path in GRIDS if hasattr(network, path)), "")
         if self.grid not in dict(network.named_modules()) or not self.grid:
             raise InputError(f"grid={grid}: {name} has no such module; its parts: {', '.join(one for one, _ in network.named_children())}")
         self.measure()
+
+    def rebuilding(self) -> dict[str, Any]:
+        own = {"image_size": self.image_size, "mean": self.mean, "std": self.std, "grid": self.grid, "pooling": self.pooling}
+        return self._built | own
 
     def look(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor | None]:
         seen: list[Tensor] = []

@@ -58,7 +58,12 @@ class TransformersImage(ImageTower):
             own_size = own_size or size.get("height") or size.get("shortest_edge")
         super().__init__(network, image_size or own_size or 224, mean or own_mean, std or own_std, pooling)
         self.interpolates = own_size is not None and self.image_size != own_size
+        self._more = pooling_layer(arguments)
         self.measure()
+
+    def rebuilding(self) -> dict[str, Any]:
+        own = {"image_size": self.image_size, "mean": self.mean, "std": self.std, "pooling": self.pooling}
+        return configuration(self.network, self._more) | own
 
     def look(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor | None]:
         more = {"interpolate_pos_encoding": True} if self.interpolates else {}
@@ -118,7 +123,23 @@ class TransformersText(TextTower):
                 + ". Give the tokenizer that the network was trained with"
             )
         super().__init__(network, torch.tensor(ids), place, context_length, config.hidden_size, pooling)
+        self._more = pooling_layer(arguments)
         self.eval()
+
+    def rebuilding(self) -> dict[str, Any]:
+        return configuration(self.network, self._more) | {"context_length": self.context_length, "pooling": self.pool.kind}
+
+
+def pooling_layer(arguments: dict[str, Any] | None) -> dict[str, Any]:
+    """The one argument of a constructor that a configuration does not hold."""
+    return {name: value for name, value in (arguments or {}).items() if name == "add_pooling_layer"}
+
+
+def configuration(network: Any, more: dict[str, Any]) -> dict[str, Any]:
+    """``name`` and ``arguments`` of the kind of model with this network's configuration."""
+    values = network.config.to_diff_dict()
+    values = {name: value for name, value in values.items() if name not in ("model_type", "transformers_version", "architectures", "dtype")}
+    return {"name": network.config.model_type, "arguments": values | more}
 
 
 def is_place(name: str) -> bool:
@@ -139,8 +160,10 @@ def build(name: str, weights: str | None, arguments: dict[str, Any], side: str) 
     else:
         if "/" in name:
             raise InputError(f"'{name}': there is no such folder; for the hub write {HUB}{name}")
+        more = pooling_layer(arguments)
+        values = {key: value for key, value in arguments.items() if key not in more}
         with explained(f"transformers model '{name}'"):
-            network = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(name, **arguments))
+            network = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(name, **values), **more)
     network = getattr(network, side, network)
     if getattr(network.config, "is_encoder_decoder", False):
         network = network.get_encoder()

@@ -9,6 +9,7 @@ import shutil
 import pytest
 import torch
 
+from datamodules.flickr30k_files import find_images
 from insight.errors import InputError
 from lightning_modules.cli import main
 from lightning_modules.drive import run_stages
@@ -70,8 +71,8 @@ def shared_folder(tmp_path_factory):
 
 
 @pytest.fixture
-def finished(config, shared_folder, monkeypatch):
-    """One run for all tests that only read it; how often its tower looked at pictures of the first stage is counted."""
+def finished(config, shared_folder):
+    """One run for all tests that only read it."""
     run_dir = shared_folder / "run"
     config["run"]["output_dir"] = str(shared_folder / "outputs")
     if not run_dir.exists():
@@ -99,10 +100,8 @@ def test_a_stage_on_kept_features_ends_as_one_on_pixels_and_one_that_is_repeated
     again["data"]["init_args"]["features"]["cache"] = False
     again["stages"] = {"cross_modal": again["stages"]["cross_modal"]}
     train(again, tmp_path / "pixels")
-    for name, value in weights(tmp_path / "pixels", 1, "cross_modal").items():
-        torch.testing.assert_close(value, first[name], atol=2e-4, rtol=1e-3)
-    metrics = [json.loads((folder / "stages.json").read_text())["done"][0]["metrics"] for folder in (run_dir, tmp_path / "pixels")]
-    assert metrics[0]["val/loss"] == pytest.approx(metrics[1]["val/loss"], rel=1e-3)
+    done = [json.loads((folder / "stages.json").read_text())["done"][0] for folder in (run_dir, tmp_path / "pixels")]
+    assert done[0]["metrics"] == pytest.approx(done[1]["metrics"], rel=1e-3)  # every term of the loss, after six steps of training
     again["data"]["init_args"]["features"]["cache"] = True
     train(again, tmp_path / "repeated")
     assert all(torch.equal(value, first[name]) for name, value in weights(tmp_path / "repeated", 1, "cross_modal").items())
@@ -118,15 +117,13 @@ def test_a_frozen_config_replays_with_its_tower(finished):
 
 def test_the_kept_test_runs_on_another_folder_whose_pictures_are_all_in_the_test_split(finished, tmp_path, capsys):
     config, run_dir = finished
-    source = next(
-        path.parent for path in (run_dir.parents[1] / "..").resolve().rglob("dataset_flickr30k.json") if "_8" in str(path) or True
-    )
+    source = build(config).datamodule.locate()
     folder = tmp_path / "kept"
     shutil.copytree(source, folder)
     (folder / "hard_negatives.json").unlink(missing_ok=True)
     described = json.loads((folder / "dataset_flickr30k.json").read_text())
     described["images"] = [{**one, "split": "test"} for one in described["images"]][:9]
-    for path in (folder / "images").iterdir():
+    for path in find_images(folder)[0].iterdir():
         if path.name not in {one["filename"] for one in described["images"]}:
             path.unlink()
     (folder / "dataset_flickr30k.json").write_text(json.dumps(described))
