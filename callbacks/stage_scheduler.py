@@ -108,8 +108,10 @@ class StageScheduler(Callback):
         pl_module.begin_stage(self.name, self.stage, self.folder(), self.seed)  # type: ignore[operator]
         names, own = dict(pl_module.named_parameters()), []
         for name, parameter in pl_module.named_parameters():
-            if name.startswith(LOSSES):  # a loss decides itself what in it can train
-                own.append(name) if parameter.requires_grad else names.pop(name)
+            if name.startswith(LOSSES) and parameter.requires_grad:
+                own.append(name)
+            elif name.startswith(LOSSES):  # a loss decides itself what in it can train
+                del names[name]
         trained = matching([*self.stage.train, *own], names, f"{key}.train")
         for name, parameter in names.items():
             parameter.requires_grad_(name in trained)

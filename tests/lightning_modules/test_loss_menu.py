@@ -74,7 +74,9 @@ def test_every_loss_of_the_menu_trains_a_step_and_so_do_its_own_parameters(tiny_
     assert (last["losses.momentum.text_queue_id"] >= 0).sum() == 32  # two batches of 8 pictures with 2 captions
 
 
-def test_a_stage_with_queue_projector_and_learnt_weights_is_resumed_bitwise_and_hands_on_the_model_alone(tiny_config, tmp_path):
+def test_a_stage_with_queue_projector_learnt_weights_and_changed_data_is_resumed_bitwise_and_hands_on_the_model_alone(
+    tiny_config, tmp_path
+):
     losses = {
         "momentum": {"function": "insight.losses.MomentumContrast", "arguments": {"queue_size": 12, "momentum": 0.9}},
         "vicreg": {
@@ -85,6 +87,11 @@ def test_a_stage_with_queue_projector_and_learnt_weights_is_resumed_bitwise_and_
     }
     first = {**tiny_config["stages"]["end_to_end"], "losses": losses, "learning_rates": {"losses.*": 0.01}}
     first["balance"] = {"function": "insight.losses.UncertaintyWeighting"}
+    first["data"] = {
+        "text_augmentation": {"drop": 0.1, "swap": 0.1},
+        "image_augmentation": {"blur": 0.5, "erase": 0.5},
+        "curriculum": {"function": "datamodules.curriculum.BySimilarity", "arguments": {"group": 4, "epochs": 1}},
+    }
     first["train"] = ["*", "!losses.vicreg.text_projector.*"]
     second = {
         **tiny_config["stages"]["end_to_end"],
