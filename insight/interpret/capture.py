@@ -45,7 +45,7 @@ def shown_layers(model: MultiModalTransformer | ImageClassifier, layers: Collect
     """
     known = image_layers(model)
     if layers is None:
-        return (known[-1],)
+        return tuple(known[-1:])  # an encoder of another library has none
     found = []
     for name in layers:
         full = name if name in known else f"{name}.attention"
@@ -82,6 +82,8 @@ def capture_classes(model: ImageClassifier, image_B3HW: Tensor) -> tuple[dict[st
 def _of_tower(model: MultiModalTransformer | ImageClassifier, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rollout, and what the class token reads in each layer, the last one first; of a tower that pools otherwise, what it pools reads."""
     towers = image_layers(model)
+    if not towers:
+        return {}
     if POOL in maps:
         read_BN = maps[POOL].mean(dim=1)[:, 0]
     else:
