@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from callbacks.watcher import Watcher
 from insight.data.language import TextBatch
-from insight.generation import GREEDY, Sampling, beam_search, generate
+from insight.generation import GREEDY, Generated, Sampling, beam_search, generate
 from insight.interpret.untouched import evaluating
 from insight.models.language_model import LanguageReader
 
@@ -53,15 +53,10 @@ class TextSamples(Watcher):
         directory: str | None = None,
     ) -> None:
         super().__init__(num_examples, seed, directory)
-        self.check_positive(
-            prompt_tokens=prompt_tokens, max_new_tokens=max_new_tokens, beams=beams, every_n_validations=every_n_validations
-        )
-        self.prompt_tokens, self.max_new_tokens, self.beams, self.every_n_validations = (
-            prompt_tokens,
-            max_new_tokens,
-            beams,
-            every_n_validations,
-        )
+        self.check_positive(prompt_tokens=prompt_tokens, max_new_tokens=max_new_tokens, beams=beams)
+        self.check_positive(every_n_validations=every_n_validations)
+        self.prompt_tokens, self.max_new_tokens = prompt_tokens, max_new_tokens
+        self.beams, self.every_n_validations = beams, every_n_validations
         self.sampling = Sampling(temperature, top_k, top_p)
         self._prompts: list[list[int]] = []
         self._texts: tuple[str, ...] = ()
@@ -85,24 +80,28 @@ class TextSamples(Watcher):
     def write(self, pl_module: LightningModule, codec: Any) -> str:
         """The whole file."""
         model: Any = pl_module.model
-        device = pl_module.device
-        most = min(self.max_new_tokens, model.context_length - max(map(len, self._prompts)))
-        nothing = [[codec.start]] * self.num_examples
+        device, end = pl_module.device, codec.end
+
+        def drawn(prompts: list[list[int]]) -> Generated:
+            return generate(LanguageReader(model), prompts, self._room(model, prompts), end, self.sampling, self.seed, device)
+
+        most = self._room(model, self._prompts)
         ways = {
-            "greedy": generate(LanguageReader(model), self._prompts, most, codec.end, GREEDY, device=device),
-            f"{self.beams} beams": beam_search(LanguageReader(model), self._prompts, most, codec.end, self.beams, device=device),
-            "by lot": generate(LanguageReader(model), self._prompts, most, codec.end, self.sampling, self.seed, device),
+            "greedy": generate(LanguageReader(model), self._prompts, most, end, GREEDY, device=device),
+            f"{self.beams} beams": beam_search(LanguageReader(model), self._prompts, most, end, self.beams, device=device),
+            "by lot": drawn(self._prompts),
         }
         lines = []
         for row, (prompt, text) in enumerate(zip(self._prompts, self._texts, strict=True)):
             lines.append(f"begins   {codec.decode(prompt)}\ntext     {text}")
             lines += [f"{way:<9}{codec.decode([*prompt, *written.tokens[row]])}" for way, written in ways.items()]
             lines.append("")
-        free = generate(
-            LanguageReader(model), nothing, min(self.max_new_tokens, model.context_length - 1), codec.end, self.sampling, self.seed, device
-        )
-        lines += [f"nothing  {codec.decode(tokens)}" for tokens in free.tokens]
+        lines += [f"nothing  {codec.decode(tokens)}" for tokens in drawn([[codec.start]] * self.num_examples).tokens]
         return "\n".join(lines) + "\n"
+
+    def _room(self, model: Any, prompts: list[list[int]]) -> int:
+        """Tokens that may follow, as far as the context reaches."""
+        return min(self.max_new_tokens, model.context_length - max(map(len, prompts)))
 
     def release(self) -> None:
         self._prompts, self._texts = [], ()

@@ -27,7 +27,7 @@ class TextFolderDataModule(TextDataModule):
         batch_size: Windows per step, over all devices.
         eval_batch_size: Windows per step of evaluation, per device.
         num_workers: Processes that prepare batches. The batches are the same for every number.
-        val_size: Validation paragraphs, below 1 as a fraction; ``null``: a tenth, at most 1000.
+        val_size: Validation paragraphs, below 1 as a fraction; ``null``: a tenth, at most 1000. Unused where folders are the splits.
         test_size: The same for the test split.
         seed: Of the split by lot, and of the batches outside a stage.
     """

@@ -32,7 +32,7 @@ from insight.export.card import CARD
 from insight.stages import StagePlan
 from lightning_modules.engine_cli import EngineCLI
 from lightning_modules.release import check_deployment, release
-from lightning_modules.results import load_weights, stage_line, summary_table
+from lightning_modules.results import check_tokenizer, load_weights, stage_line, summary_table
 from tracking.run import RunLock, TrackedRun, status_of
 from tracking.store import store_address, without_password
 
@@ -239,7 +239,7 @@ def _run(cli: EngineCLI, run_dir: Path, weights: Path | None, stop: threading.Ev
         tags = {"data.fingerprint": data.fingerprint(), "data": data.describe(), "seed": str(cli.plan.seed), "env": cli.settings.env}
         tracked.start(cli.frozen, tags, run_dir / "config.yaml", [run_dir / name for name in model.input_files])
     if weights is not None:
-        load_weights(model, weights)
+        check_tokenizer(weights, load_weights(model, weights), data)
     while not scheduler.done:
         _fit_stage(cli, scheduler, stop, tracked)
         if stop.is_set():

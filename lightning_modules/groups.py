@@ -18,6 +18,7 @@ MultiModal Insight Engine: trains image-text transformers in stages, and shows w
 
 main job:     python train.py +experiment=flickr_multistage
 your data:    python train.py +experiment=flickr_multistage data=flickr30k data.init_args.root=PATH
+texts:        python train.py +experiment=language_model
 try out:      python train.py +experiment=flickr_multistage trainer=debug
 go on:        python train.py resume=RUN_FOLDER
 again:        python train.py reproduce=RUN_ID

@@ -17,8 +17,9 @@ from insight.stages import Stage, matching
 from lightning_modules.staged import StagedModule
 
 
-def load_weights(model: StagedModule, path: Path, data: L.LightningDataModule | None = None) -> None:
-    """Load a checkpoint's weights into the model and, when given, what goes with them (the tokenizer) into the data module.
+def load_weights(model: StagedModule, path: Path, data: L.LightningDataModule | None = None) -> dict[str, Any]:
+    """Load a checkpoint's weights into the model and, when given, what goes with them (the tokenizer) into the data module. Returns the
+    state of the data module that the weights were trained with; empty where the file holds none.
 
     Raises:
         InputError: no such file, a damaged file, or weights of another architecture (the keys are listed).
@@ -41,11 +42,27 @@ def load_weights(model: StagedModule, path: Path, data: L.LightningDataModule | 
         listed = "; ".join(f"{what}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}" for what, names in parts if names)
         raise InputError(f"{path} holds weights of another architecture: {listed}. Use the config.yaml beside its run")
     model.load_state_dict(weights)
+    states = [value for value in checkpoint.values() if isinstance(value, dict) and "fingerprint" in value]
     if data is not None:
-        states = [value for value in checkpoint.values() if isinstance(value, dict) and "fingerprint" in value]
         if not states:
             raise InputError(f"{path}: holds no state of a data module (its tokenizer)")
         data.load_state_dict(states[0])
+    return states[0] if states else {}
+
+
+def check_tokenizer(path: Path, trained_with: dict[str, Any], data: Any) -> None:
+    """The weights of ``path`` go on with the tokenizer that they were trained with: elsewhere the same ids mean other words.
+
+    Args:
+        trained_with: What ``load_weights`` returned.
+
+    Raises:
+        InputError: the data module has another one.
+    """
+    if trained_with.get("tokenizer") not in (None, data.state_dict().get("tokenizer")):
+        raise InputError(
+            f"{path} was trained with another tokenizer than the data have: set data.init_args.tokenizer to the tokenizer.json of its run"
+        )
 
 
 def stage_line(title: str, stage: Stage, model: StagedModule, trainer: L.Trainer) -> str:

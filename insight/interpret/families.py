@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from insight.errors import InputError
 from insight.interpret.family import Family, Flow, Inputs, Lacks, LayerScores, Readout, Rows, Target, Tower, checked
+from insight.interpret.language import Language
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
+from insight.models.language_model import LanguageModel
 from insight.models.multimodal import MultiModalTransformer
 from insight.models.text_transformer import TextTransformer
 from insight.models.vision_transformer import VisionOutput, VisionTransformer
@@ -234,10 +236,12 @@ def family_of(model: nn.Module | Family) -> Family:
         return CrossAttention(model)
     if isinstance(model, MultiModalTransformer):
         return DualEncoder(model)
+    if isinstance(model, LanguageModel):
+        return Language(model)
     if isinstance(model, VisionTransformer):
         raise InputError("a VisionTransformer alone has no score to explain: give Classifier(model, head)")
     raise InputError(
-        f"cannot explain a {type(model).__name__}: give a MultiModalTransformer, a CrossAttentionMultiModalTransformer, "
+        f"cannot explain a {type(model).__name__}: give a MultiModalTransformer, a CrossAttentionMultiModalTransformer, a LanguageModel, "
         "or a Family, e.g. Classifier(model, head)"
     )
 

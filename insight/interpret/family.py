@@ -23,8 +23,9 @@ class Target:
     """What is explained, R rows.
 
     Args:
-        picture: (R,) rows of ``batch.image``.
-        index: (R,) what each is scored against: rows of ``batch.tokens`` (image-text models), outputs of the head (a classifier).
+        picture: (R,) rows of ``batch.image``; of ``batch.tokens`` for a language model.
+        index: (R,) what each is scored against: rows of ``batch.tokens`` (image-text models), outputs of the head (a classifier), tokens
+            of the vocabulary (a language model).
     """
 
     picture: Tensor | Sequence[int]

@@ -167,6 +167,20 @@ def test_a_tokenizer_and_a_context_that_do_not_fit_are_named(tmp_path, scenes_ca
         run_stages(build(small))
 
 
+def test_weights_do_not_go_on_with_another_tokenizer(finished, tmp_path, capsys):
+    config, run_dir = finished
+    words = ["--stage", "language_model", "--weights", str(run_dir / "01-language_model" / "best.ckpt")]
+    saved = ["fit", "--config", str(run_dir / "config.yaml"), *words, "--stages.language_model.epochs=1"]
+    small = copy.deepcopy(config)
+    small["data"]["init_args"]["vocab_size"] = small["model"]["init_args"]["vocab_size"] = 290
+    other = f"--data.init_args.tokenizer={_tokenizer(tmp_path, small)}"
+    assert main([*saved, other, "--run_dir", str(tmp_path / "other")]) == 2
+    said = capsys.readouterr().err
+    assert "best.ckpt was trained with another tokenizer" in said and "data.init_args.tokenizer" in said
+    own = f"--data.init_args.tokenizer={run_dir / 'tokenizer.json'}"
+    assert main([*saved, own, "--run_dir", str(tmp_path / "own")]) == 0
+
+
 def test_gpt2_weights_are_fine_tuned_only_with_their_own_tokenizer(tmp_path, scenes_cache):
     transformers = pytest.importorskip("transformers")
     config = language_config(tmp_path, scenes_cache)

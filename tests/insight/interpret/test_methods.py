@@ -37,6 +37,11 @@ def quick(name):
     return Call(method.function, {**method.arguments, **{key: value for key, value in FEW.items() if key in settings}})
 
 
+def shown(explanation):
+    """One row of numbers: the picture's, where there is one."""
+    return (explanation.text if explanation.image is None else explanation.image).flatten()
+
+
 def explained(kind, method, target=None):
     return explain(FAMILIES[kind], tiny_batch(), target, method)
 
@@ -108,8 +113,8 @@ def test_a_method_explains_a_model_in_half_precision_near_to_the_whole(name, kin
         half = explained(kind, quick(name), target)
     finally:
         model.float().load_state_dict(weights)
-    assert half.image.dtype == torch.float32
-    agreement = torch.nn.functional.cosine_similarity(half.image.flatten(), exact.image.flatten(), dim=0)
+    assert shown(half).dtype == torch.float32
+    agreement = torch.nn.functional.cosine_similarity(shown(half), shown(exact), dim=0)
     assert agreement > (0.9 if dtype == torch.bfloat16 else 0.98)
 
 
@@ -118,4 +123,4 @@ def test_a_method_works_within_autocast(name, kind):
     exact = explained(kind, quick(name), Target([0, 1], [1, 2]))
     with torch.autocast("cpu", torch.bfloat16):
         mixed = explained(kind, quick(name), Target([0, 1], [1, 2]))
-    assert torch.nn.functional.cosine_similarity(mixed.image.flatten(), exact.image.flatten(), dim=0) > 0.9
+    assert torch.nn.functional.cosine_similarity(shown(mixed), shown(exact), dim=0) > 0.9
