@@ -69,19 +69,21 @@ def capture(model: MultiModalTransformer, image_B3HW: Tensor, tokens_BT: Tensor,
     found = _of_tower(model, maps) if image_layers(model) else {}
     found.update({f"words/{name}": maps[name].mean(dim=1) for name in reversed(crossings)})
     found.update({f"heads/{name}": maps[name] for name in reversed(crossings)})
-    return _as_arrays(image_B3HW, found)
+    return _as_arrays(image_B3HW, found, model.image.num_prefix)
 
 
 def capture_classes(model: ImageClassifier, image_B3HW: Tensor) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The same of a classifier, and the probability of each class (B, K)."""
     with evaluating(model), record_attention(model, image_attentions(model)) as maps:
         logits_BK = model(image_B3HW).logits
-    return _as_arrays(image_B3HW, _of_tower(model, maps)), logits_BK.float().softmax(dim=-1).cpu().numpy()
+    return _as_arrays(image_B3HW, _of_tower(model, maps), model.image.num_prefix), logits_BK.float().softmax(dim=-1).cpu().numpy()
 
 
 def _of_tower(model: MultiModalTransformer | ImageClassifier, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rollout, and what the class token reads in each layer, the last one first; of a tower that pools otherwise, what it pools reads."""
     towers = image_layers(model)
+    if not towers:
+        return {}
     if POOL in maps:
         read_BN = maps[POOL].mean(dim=1)[:, 0]
     else:
@@ -90,8 +92,9 @@ def _of_tower(model: MultiModalTransformer | ImageClassifier, maps: Mapping[str,
     return found | {f"class/{name}": (read_BN[:, None, None] @ maps[name])[:, :, 0] for name in reversed(towers)}
 
 
-def _as_arrays(image_B3HW: Tensor, found: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    arrays = {name: tensor.half().cpu().numpy() for name, tensor in found.items()}
+def _as_arrays(image_B3HW: Tensor, found: Mapping[str, Tensor], num_prefix: int) -> dict[str, np.ndarray]:
+    """Over the class token and the patches; where there is no class token, it gets zero."""
+    arrays = {name: F.pad(tensor, (1 - num_prefix, 0)).half().cpu().numpy() for name, tensor in found.items()}
     return {"picture": shown_pictures(image_B3HW).cpu().numpy(), **arrays}
 
 

@@ -262,7 +262,10 @@ def grid_of(vision: VisionTransformer | ImageTower) -> int:
         InputError: there is no class token; maps leave the first image token out.
     """
     if vision.num_prefix != 1:
-        raise InputError("cannot explain an image tower without class token: maps of patches leave out the first token")
+        raise InputError(
+            "cannot explain an image tower without class token: maps of patches leave out the first token. "
+            "In a run leave out what explains: ~callbacks.score_card ~callbacks.drift"
+        )
     return vision.grid_size
 
 

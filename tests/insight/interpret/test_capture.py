@@ -11,6 +11,7 @@ from insight.interpret.untouched import evaluating
 from insight.models.classifier import ImageClassifier
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.models.multimodal import MultiModalTransformer
+from insight.models.vision_transformer import VisionTransformer
 
 SHAPE = {"vocab_size": 20, "image_size": 16, "patch_size": 8, "context_length": 6, "dim": 8, "image_depth": 2, "text_depth": 1, "heads": 2}
 
@@ -117,3 +118,17 @@ def test_a_classifiers_maps_are_read_as_it_pools_and_its_answer_stands_beside_th
     np.testing.assert_allclose(arrays["rollout"], expected_rollout.numpy(), atol=1e-3)
     np.testing.assert_allclose(probability, logits.softmax(dim=-1).numpy(), atol=1e-6)
     assert shown_layers(model, ["image.blocks.0"]) == ("image.blocks.0.attention",)
+
+
+@torch.no_grad()
+def test_where_there_is_no_class_token_its_place_stays_empty():
+    torch.manual_seed(0)
+    model, (_, image, tokens, mask) = MultiModalTransformer(**SHAPE).eval(), inputs()
+    model.image = VisionTransformer(16, 8, 8, 2, 2, class_token=False, pool="attention").eval()
+    arrays = capture(model, image, tokens, mask)
+    with record_attention(model.image) as maps:
+        model.image(image)
+    expected = (maps["pool.attend.attention"].mean(dim=1)[:, None] @ maps["blocks.1.attention"])[:, :, 0]
+    shown = arrays["class/image.blocks.1.attention"]
+    assert shown.shape == (2, 2, 5) and not shown[..., 0].any()
+    np.testing.assert_allclose(shown[..., 1:], expected.numpy(), atol=1e-3)
