@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -181,7 +182,7 @@ class CaptioningModule(CrossAttentionModule):
         self.log_dict({f"test/{name}": value for name, value in figures_of(self._written).items()})
         if self._judged:  # some phrase that people marked was written
             scores = PhraseScores(*map(np.concatenate, zip(*self._judged, strict=True)))
-            self.log_dict({f"insight/writing/{name}": value for name, value in scores.means().items()})
+            self.log_dict({f"insight/writing/{name}": value for name, value in scores.means().items() if not math.isnan(value)})
             self.log("insight/writing/phrases", float(len(scores.pointing)))
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         train_images, train_captions = data.pairs("train")

@@ -5,6 +5,7 @@ B pictures with a caption each, P phrases, T text tokens, N = 1 + patches image 
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from insight.data.batch import ImageTextBatch, Phrase
+from insight.data.batch import Box, ImageTextBatch, Phrase
 from insight.data.text import Tokenizer
 from insight.interpret.captioner import read_while_writing
 from insight.interpret.capture import shown_pictures
@@ -50,7 +51,14 @@ def probe_of_written(batch: ImageTextBatch, texts: Sequence[str], tokenizer: Tok
         tuple(batch.filenames[row] for row in rows),
         tuple(phrases.values()),
     )
-    return make_probe(written, tokenizer, context_length)
+    probe = make_probe(written, tokenizer, context_length)
+    return dataclasses.replace(probe, others=tuple(_others(one, rows[one.caption], batch) for one in probe.phrases))
+
+
+def _others(phrase: Phrase, picture: int, batch: ImageTextBatch) -> tuple[Box, ...]:
+    """Boxes of everything else that people marked in the picture, written of or not; each once."""
+    marked = [one for one in batch.phrases if int(batch.caption_row[one.caption]) == picture and one.entity != phrase.entity]
+    return tuple(dict.fromkeys(box for one in marked for box in one.boxes if box not in phrase.boxes))
 
 
 def maps_of_phrases(read_BTN: Tensor, probe: Probe) -> np.ndarray:

@@ -54,6 +54,8 @@ def test_phrases_of_people_are_found_in_what_was_written_of_the_same_picture(tok
     ]
     assert found == [("a.jpg", "a red star", (LEFT,), (RIGHT,)), ("a.jpg", "a blue box", (RIGHT,), (LEFT,))]  # c has no such box
     assert probe.batch.filenames == ("a.jpg", "c.jpg")
+    alone = probe_of_written(batch, ["a red star", "x", "x"], tokenizer, LENGTH)
+    assert alone.others == ((RIGHT,),)  # the box is another object though nothing was written of it
     for one in probe.phrases:
         assert probe.batch.texts[one.caption][one.start : one.end] == one.text
     assert probe_of_written(batch, ["", " ", ""], tokenizer, LENGTH) is None
