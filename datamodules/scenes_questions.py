@@ -37,7 +37,6 @@ class Question(NamedTuple):
     text: str
     kind: str  # one of KINDS
     answer: str  # one of ANSWERS
-    things: frozenset[int]  # that the question is about; empty where it asks for what is not there
 
 
 def make_questions(seed: int, split: str, index: int, scene: Scene) -> tuple[Question, ...]:
@@ -58,7 +57,7 @@ def _attribute(lot: random.Random, kind: str, scene: Scene) -> Question | None:
         return None
     answer = lot.choice(sorted(pointed))
     row, description = lot.choice(pointed[answer])
-    return _question(lot, kind, answer, frozenset([row]), the=_the(lot, description, things))
+    return _question(lot, kind, answer, {"the": _the(lot, description, things)})
 
 
 def _count(lot: random.Random, kind: str, scene: Scene) -> Question:
@@ -70,7 +69,7 @@ def _count(lot: random.Random, kind: str, scene: Scene) -> Question:
     count = lot.choices(counts, weights=[COUNT_WEIGHTS[count] for count in counts])[0]
     description = lot.choice(asked[count])
     how_many = put_in_words(lot, description, things, count=2)._replace(number="how many").text()
-    return _question(lot, kind, str(count), description.matches(things), how_many=how_many)
+    return _question(lot, kind, str(count), {"how_many": how_many})
 
 
 def _exists(lot: random.Random, kind: str, scene: Scene) -> Question:
@@ -83,7 +82,7 @@ def _exists(lot: random.Random, kind: str, scene: Scene) -> Question:
     answer = lot.choice(("yes", "no"))
     colour, shape = lot.choice(sorted(there) if answer == "yes" else false)
     description = Description(colour=colour, shape=shape)
-    return _question(lot, kind, answer, description.matches(things), one=put_in_words(lot, description, things).text())
+    return _question(lot, kind, answer, {"one": put_in_words(lot, description, things).text()})
 
 
 def _relation(lot: random.Random, kind: str, scene: Scene) -> Question | None:
@@ -103,7 +102,7 @@ def _relation(lot: random.Random, kind: str, scene: Scene) -> Question | None:
             answer = lot.choice(("yes", "no"))
             said = lot.choice(RELATIONS[name if answer == "yes" else RELATIONS[name].inverse].phrases)
             words = {"the": _the(lot, first, things), "said": said, "other": _the(lot, second, things)}
-            return _question(lot, kind, answer, frozenset([one, other]), **words)
+            return _question(lot, kind, answer, words)
     return None
 
 
@@ -115,8 +114,8 @@ _ASK: dict[str, Callable[[random.Random, str, Scene], Question | None]] = {
 }
 
 
-def _question(lot: random.Random, kind: str, answer: str, things: frozenset[int], **words: str) -> Question:
-    return Question(lot.choice(TEMPLATES[kind]).format(**words), kind, answer, things)
+def _question(lot: random.Random, kind: str, answer: str, words: dict[str, str]) -> Question:
+    return Question(lot.choice(TEMPLATES[kind]).format_map(words), kind, answer)
 
 
 def _the(lot: random.Random, description: Description, things: Sequence[Thing]) -> str:

@@ -39,7 +39,7 @@ class ImageTextModule(StagedModule):
     data_needs = ("probe", "pairs", "hard_negatives", "caption_counts")
     progress = ("train/loss", "val/image_to_text_recall_at_10", "val/text_to_image_recall_at_10")
     input_files = ("tokenizer.json",)
-    result_files = RETRIEVAL_FILES
+    result_files: ClassVar[tuple[str, ...]] = RETRIEVAL_FILES
     model: MultiModalTransformer
 
     def __init__(self, model: MultiModalTransformer) -> None:

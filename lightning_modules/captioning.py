@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed
 
@@ -16,6 +18,10 @@ from insight.captions import write_captions
 from insight.data.batch import ImageTextBatch
 from insight.errors import InputError
 from insight.gather import world_size
+from insight.interpret.localisation import PhraseScores
+from insight.interpret.maps import MapFacts
+from insight.interpret.probe import Probe
+from insight.interpret.written import arrays_of_writing, judge_writing, probe_of_written
 from insight.objective import BoundLoss
 from insight.stages import Stage
 from lightning_modules.base import BASELINES
@@ -23,7 +29,8 @@ from lightning_modules.cross_attention import CrossAttentionModule
 from lightning_modules.retrievals import RETRIEVAL_FILES
 from lightning_modules.staged import Shown
 
-CAPTIONS, SHEET = "captions.json", "captions.png"
+CAPTIONS, SHEET, WORDS = "captions.json", "captions.png", "captions_words.png"
+SHOWN = 4  # pictures whose words are drawn beside what was read for each
 METRICS = {"caption_bleu_4": "BLEU-4", "caption_cider_d": "CIDEr-D", "caption_rouge_l": "ROUGE-L"}
 RECALLS = {"image_to_text_recall_at_1": "image to text R@1", "text_to_image_recall_at_1": "text to image R@1"}
 
@@ -72,7 +79,7 @@ class CaptioningModule(CrossAttentionModule):
         },
     )
     progress = ("train/loss", "val/caption_cider_d", "val/image_to_text_recall_at_10")
-    result_files = (*RETRIEVAL_FILES, CAPTIONS, SHEET)
+    result_files = (*RETRIEVAL_FILES, CAPTIONS, SHEET, WORDS)
 
     def __init__(
         self,
@@ -120,6 +127,7 @@ class CaptioningModule(CrossAttentionModule):
         )
         self.beams, self.val_captions, self.caption_every = beams, val_captions, caption_every
         self._written: list[Written] = []
+        self._judged: list[PhraseScores] = []
 
     def check_stage(self, name: str, stage: Stage) -> dict[str, BoundLoss]:
         if self.caption_every > 1 and (stage.monitor or "").startswith("val/caption_"):
@@ -155,15 +163,27 @@ class CaptioningModule(CrossAttentionModule):
 
     def on_test_epoch_start(self) -> None:
         super().on_test_epoch_start()
-        self._written = []
+        self._written, self._judged = [], []
+        self._first: Probe | None = None  # captions of the first pictures, to be drawn
 
     def test_step(self, batch: ImageTextBatch, batch_idx: int) -> None:
         super().test_step(batch, batch_idx)
-        self._written += self.write(batch)
+        written = self.write(batch)
+        self._written += written
+        tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        probe = probe_of_written(batch, [one.generated for one in written], tokenizer, self.model.text.embedding.context_length)
+        judged = None if probe is None else judge_writing(self.model, probe)
+        self._judged += [] if judged is None else [judged]
+        if self._first is None and probe is not None:
+            self._first = probe
 
     def on_test_epoch_end(self) -> None:
         super().on_test_epoch_end()
         self.log_dict({f"test/{name}": value for name, value in figures_of(self._written).items()})
+        if self._judged:  # some phrase that people marked was written
+            scores = PhraseScores(*map(np.concatenate, zip(*self._judged, strict=True)))
+            self.log_dict({f"insight/writing/{name}": value for name, value in scores.means().items() if not math.isnan(value)})
+            self.log("insight/writing/phrases", float(len(scores.pointing)))
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         train_images, train_captions = data.pairs("train")
         images = data.pairs("test")[0][[one.image_id for one in self._written]]
@@ -196,6 +216,18 @@ class CaptioningModule(CrossAttentionModule):
         ]
         note = f"{len(rows)} test pictures, the first {len(entries)}; {'greedy' if self.beams == 1 else f'{self.beams} beams'}"
         draw_captions(entries, "Captions of test pictures", note).save(run_dir / SHEET)
+        if self._first is None:
+            draw_captions([], "No caption has a word", note).save(run_dir / WORDS)
+        else:
+            self._draw_words(self._first, run_dir)
+
+    def _draw_words(self, probe: Probe, run_dir: Path) -> None:
+        from insight.interpret.draw import draw_word_sheet  # loads matplotlib
+
+        name, arrays = arrays_of_writing(self.model, probe)
+        examples = probe.examples()[:SHOWN]
+        facts = MapFacts(self.stage_name, self.trainer.current_epoch, self.trainer.global_step, self.model.image.grid_size, (), examples)
+        draw_word_sheet(arrays, facts, name).save(run_dir / WORDS)
 
 
 def figures_of(written: list[Written]) -> dict[str, float]:

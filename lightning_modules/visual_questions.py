@@ -212,8 +212,9 @@ class VisualQuestionModule(StagedModule):
         chosen_C = values.answer_logits.argmax(dim=1)
         metrics: Any = self.accuracy[split]
         metrics["accuracy"].update(chosen_C, values.answer_targets)
+        assert batch.kind is not None, "data with answers have kinds"
         for number, kind in enumerate(self.kinds):
-            own_C = batch.kind == number
+            own_C = torch.eq(batch.kind, number)
             if own_C.any():
                 metrics[f"accuracy_{kind}"].update(chosen_C[own_C], values.answer_targets[own_C])
         return chosen_C

@@ -45,13 +45,23 @@ def rollout_map(subject: Subject) -> Values:
     image_RNN = rollout([maps[name] for name in flow.image]) if flow.image else None
     text_RTT = rollout([maps[name] for name in flow.text]) if flow.text else None
     if flow.fusion:
-        if image_RNN is None or text_RTT is None:
+        if flow.closed:
             raise Lacks("rollout goes through the attention of both towers, and one of them is an encoder of another library")
+        text_RTT = identity_of(text_RTT, subject.inputs.text_RTD)
+        image_RNN = identity_of(image_RNN, subject.inputs.image_RND)
         text_RTT, pairs_RTN = fused_rollout(text_RTT, image_RNN, maps, flow.fusion)
         pairs_RTP = pairs_RTN[..., 1:]
         return Values(score_R, read(readout.text_RT, pairs_RTP), read(readout.text_RT, text_RTT), pairs_RTP)
     image_RN, text_RT = read(readout.image_RN, image_RNN), read(readout.text_RT, text_RTT)
     return Values(score_R, None if image_RN is None else image_RN[:, 1:], text_RT)
+
+
+def identity_of(rolled_RTT: Tensor | None, tokens_RTD: Tensor | None) -> Tensor:
+    """A side without a tower of its own (a decoder's text) begins with each token as itself."""
+    if rolled_RTT is not None:
+        return rolled_RTT
+    assert tokens_RTD is not None, "fusion has two sides"
+    return torch.eye(tokens_RTD.shape[1], device=tokens_RTD.device).expand(len(tokens_RTD), -1, -1)
 
 
 def fused_rollout(

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from insight.data.batch import ImageTextBatch
+from insight.interpret.captioner import Captioner
 from insight.interpret.explain import Explanation, explain
 from insight.interpret.families import Classifier, CrossAttention, DualEncoder
 from insight.interpret.family import Family, Lacks, Target
@@ -41,6 +42,7 @@ def tiny_families() -> tuple[Family, ...]:
             DualEncoder(MultiModalTransformer(**both)),  # type: ignore[arg-type]
             CrossAttention(CrossAttentionMultiModalTransformer(fusion_depth=2, **both)),  # type: ignore[arg-type]
             Language(LanguageModel(vocab_size=20, context_length=6, dim=DIM, depth=2, heads=HEADS, dropout=0.1)),
+            Captioner(CrossAttentionMultiModalTransformer(fusion_depth=1, decoder_depth=2, **both)),  # type: ignore[arg-type]
         )
     for family in families:
         for parameter in family.model.parameters():

@@ -41,8 +41,8 @@ def draw_captions(entries: Sequence[Captioned], title: str, note: str) -> Image.
         words, width = left + SIDE + 14, WIDTH - SIDE - 30
         sheet.text(words, top, entry.generated or "(nothing)", 11, INK, width=width, lines=2, bold=True)
         for row, text in enumerate(entry.written[:WRITTEN]):
-            sheet.text(words, top + 42 + 30 * row, text, 9, INK, width=width, lines=2, italic=True)
-        sheet.text(words, top + SIDE - 14, f"CIDEr-D {entry.cider_d:.2f} · {entry.filename}", 8.5, FAINT, width=width, lines=1)
+            sheet.text(words, top + 44 + 34 * row, text, 9, INK, width=width, lines=2, italic=True)
+        sheet.text(words, top + SIDE - 2, f"CIDEr-D {entry.cider_d:.2f} · {entry.filename}", 8.5, FAINT, width=width, lines=1)
     foot = "Bold: the model. Italic: people, at most three of each picture's captions. CIDEr-D: 0 to 10."
     sheet.text(MARGIN, sheet.height - FOOTER + 8, foot, 8.5, FAINT)
     return sheet.image()

@@ -71,6 +71,7 @@ class ImageText(Family):
         return Flow(
             tuple(f"image.blocks.{index}.attention" for index in range(len(self.model.image.blocks))),
             tuple(f"text.blocks.{index}.attention" for index in range(len(self.model.text.blocks))),
+            closed=isinstance(self.model.image, ImageTower) or isinstance(self.model.text, TextTower),
         )
 
 

@@ -60,6 +60,7 @@ class Flow(NamedTuple):
     image: tuple[str, ...] = ()  # self-attention of the image tower
     text: tuple[str, ...] = ()  # self-attention of the text tower
     fusion: tuple[tuple[str, str], ...] = ()  # (self-attention of the text, text reads image)
+    closed: bool = False  # a tower is an encoder of another library, whose attention nobody records
 
 
 class Readout(NamedTuple):

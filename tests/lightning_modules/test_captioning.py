@@ -51,7 +51,7 @@ def test_a_run_writes_captions_and_scores_them_beside_two_baselines(captioning):
     for name, baseline in (("nearest_caption", NearestCaption), ("frequent_caption", FrequentCaption)):
         expected = caption_scores(baseline.fit(images, captions).write(pictures), references)
         assert test[f"test/baseline/{name}/caption_rouge_l"] == pytest.approx(expected["rouge_l"], abs=1e-5)
-    assert Image.open(run / "captions.png").width > 1000
+    assert Image.open(run / "captions.png").width > 1000 and Image.open(run / "captions_words.png").width > 700
 
 
 def test_figures_are_named_and_of_all_captions():
