@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
@@ -20,7 +21,7 @@ from lightning_modules.keys import HYDRA_ONLY
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name not in ("experiment", "recipe", "gates", "sweep"))
 IMAGE_TEXT = ["flickr_dual_encoder", "flickr_multistage"]
-OTHERS: list[str] = []  # each has a test of its own below
+OTHERS: list[str] = ["flickr_pretrained_towers"]  # each has a test of its own below
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONFIGS / group).glob("*.yaml"))]
 
 TINY = [
@@ -70,6 +71,8 @@ def flickr_root(tmp_path_factory) -> Path:
 # what an option needs beside it, where the main job's own will not do
 BESIDE: dict[tuple[str, str], list[str]] = {
     ("model", "multimodal"): ["stages=dual_encoder"],
+    ("model", "pretrained_towers"): ["data.init_args.image_size=64", "model.init_args.image.init_args.weights=null"],
+    ("stages", "pretrained_towers"): ["+experiment=flickr_pretrained_towers", "model.init_args.image.init_args.weights=null"],
 }
 
 
@@ -103,6 +106,23 @@ def test_every_experiment_trains_one_step_of_every_stage(experiment, data, flick
     assert [stage["steps"] for stage in summary["stages"]] == [1] * len(config["stages"])
     assert list((tmp_path / "run").glob("*/figures/*.png")), "no picture was drawn"
     shutil.rmtree(tmp_path / "run")
+
+
+def test_pretrained_towers_train_one_step_of_every_stage_and_leave_a_bundle(flickr_root, scenes_cache, tmp_path):
+    timm = pytest.importorskip("timm")
+    torch.save(timm.create_model("test_efficientnet").state_dict(), tmp_path / "tower.pth")
+    tower = ["name=test_efficientnet", f"weights={tmp_path / 'tower.pth'}", "arguments={}"]
+    words = [f"model.init_args.image.init_args.{word}" for word in tower]
+    words += [word for word in TINY if "image_depth" not in word and "image_size" not in word]
+    words += ["data.init_args.image_size=160", f"data.init_args.root={flickr_root}", f"data.init_args.cache_dir={scenes_cache}"]
+    words += [*LOOKS["scenes"], "callbacks.score_card.init_args.methods.occlusion.arguments.segments=25"]
+    config = composed("+experiment=flickr_pretrained_towers", *words)
+    config |= {"run_dir": str(tmp_path / "run"), "run": {**config["run"], "output_dir": str(tmp_path / "outputs")}}
+    assert run_stages(build(config)) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert [stage["steps"] for stage in summary["stages"]] == [1, 1, 1]
+    assert list((tmp_path / "run").glob("*/figures/*-words-*.png")) and list((tmp_path / "run").glob("*/score_card/*.png"))
+    assert (tmp_path / "run" / "bundle" / "manifest.json").exists() and list(scenes_cache.glob("features-*.npy"))
 
 
 @pytest.mark.parametrize(("model", "stages"), itertools.product(["multimodal"], ["one_stage"]))
