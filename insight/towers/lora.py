@@ -40,11 +40,10 @@ def add_lora(network: nn.Module, lora: Lora) -> None:
     if lora.rank < 1:
         raise InputError(f"lora.rank={lora.rank}: must be at least 1")
     linears = [name for name, module in network.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    endings = {".".join(name.split(".")[-length:]) for name in linears for length in (1, 2)}
     for target in lora.targets:
         if not any(name == target or name.endswith(f".{target}") for name in linears):
-            raise InputError(
-                f"lora.targets: no linear layer ends with '{target}'{nearest(target, {name.split('.')[-1] for name in linears})}"
-            )
+            raise InputError(f"lora.targets: no linear layer ends with '{target}'{nearest(target, endings)}")
     settings = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets))
     peft.inject_adapter_in_model(settings, network)
     for name, parameter in network.named_parameters():
