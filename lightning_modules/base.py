@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ BASELINES = ("colour_histogram", "blind_prior")
 class ImageTextModule(StagedModule):
     """A dual encoder, its losses and its steps. Subclasses hand in the model and say which quantities it can compute."""
 
-    quantities = Quantities
+    quantities: ClassVar[type[Quantities]] = Quantities
     shown = Shown(
         "recall (fraction of queries)",
         {name: name.replace("_recall_at_", " R@").replace("_", " ") for name in RECALLS},
