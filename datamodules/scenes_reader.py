@@ -21,10 +21,10 @@ KIND_OF = {word: kind for kind, words in BACKGROUND_WORDS.items() for word in wo
 
 
 class Group(NamedTuple):
-    """Exactly ``count`` things fit ``description``."""
+    """Exactly ``number`` things fit ``description``."""
 
     description: Description
-    count: int
+    number: int
 
 
 class Reading(NamedTuple):
@@ -65,7 +65,7 @@ def is_true(reading: Reading, scene: Scene, picture: Picture) -> bool:
     """Whether anybody would say so of this scene."""
     things, hidden = scene.things, picture.hidden
     members = [sorted(group.description.matches(things)) for group in reading.groups]
-    if any(len(rows) != group.count for rows, group in zip(members, reading.groups, strict=True)):
+    if any(len(rows) != group.number for rows, group in zip(members, reading.groups, strict=True)):
         return False
     if reading.background is not None:
         kinds, colour = reading.background

@@ -171,7 +171,7 @@ class CaptioningModule(CrossAttentionModule):
         written = self.write(batch)
         self._written += written
         tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
-        probe = probe_of_written(batch, [one.generated for one in written], tokenizer, self.model.text.embedding.context_length)
+        probe = probe_of_written(batch, [one.generated for one in written], tokenizer, self.model.text.context_length)
         judged = None if probe is None else judge_writing(self.model, probe)
         self._judged += [] if judged is None else [judged]
         if self._first is None and probe is not None:

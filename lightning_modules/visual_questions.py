@@ -129,9 +129,9 @@ class VisualQuestionModule(StagedModule):
         ):
             if own != theirs:
                 raise InputError(f"model.init_args.{name}={own}, but the data have {theirs}: the two must be equal")
-        if data.tokenizer.size > self.model.text.embedding.vocab_size:
+        if data.tokenizer.size > self.model.text.vocab_size:
             raise InputError(
-                f"model.init_args.vocab_size={self.model.text.embedding.vocab_size}, but the tokenizer has {data.tokenizer.size} entries"
+                f"model.init_args.vocab_size={self.model.text.vocab_size}, but the tokenizer has {data.tokenizer.size} entries"
             )
 
     def save_inputs(self, run_dir: Path, data: Any) -> None:

@@ -18,8 +18,8 @@ from insight.interpret.family import Family, Flow, Inputs, Readout, Rows, Target
 from insight.interpret.record import record_attention
 from insight.interpret.untouched import evaluating
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
-from insight.models.tower import ImageTower
 from insight.models.encoder_decoder import Decoder
+from insight.models.tower import ImageTower
 
 
 class Captioner(Family):
@@ -59,7 +59,7 @@ class Captioner(Family):
         return batch.image[batch.caption_row[caption_R]].to(weight), batch.tokens[caption_R].to(weight.device), mask_RT
 
     def embed_image(self, pixels_R3HW: Tensor) -> Tensor:
-        return self.model.image.embedding(pixels_R3HW)
+        return self.model.image.embed(pixels_R3HW)
 
     def embed_text(self, tokens_RT: Tensor) -> Tensor:
         return self.decoder.embedding(tokens_RT)

@@ -272,18 +272,20 @@ def grid_of(vision: VisionTransformer | ImageTower) -> int:
 
 def tower_of(tower: AnyTower, x_RND: Tensor, mask_RN: Tensor | None, layers: tuple[str, ...], projection: nn.Linear | None) -> Tower:
     """From what the tower's embedding returned."""
-    check_blocks(tower)
+    tower = own_blocks(tower)
     readout_RN, turn = pooled_of(tower, x_RND, mask_RN), tower.rotation(x_RND)
     return Tower(tower.start(x_RND), mask_RN, tower.blocks, layers, tower.norm, readout_RN, projection, turn)
 
 
-def check_blocks(tower: AnyTower) -> None:
-    """
+def own_blocks(tower: AnyTower) -> VisionTransformer | TextTransformer:
+    """The tower itself.
+
     Raises:
         Lacks: it is an encoder of another library, whose layers are not this project's.
     """
     if isinstance(tower, (ImageTower, TextTower)):
         raise Lacks(f"the layers of a {type(tower).__name__} are another library's and are not taken apart here")
+    return tower
 
 
 def pooled_of(tower: AnyTower, x_RND: Tensor, mask_RN: Tensor | None) -> Tensor:
@@ -300,7 +302,7 @@ def pooled_of(tower: AnyTower, x_RND: Tensor, mask_RN: Tensor | None) -> Tensor:
 
 def stopped(tower: AnyTower, x_RND: Tensor, mask_RN: Tensor | None) -> list[Tensor]:
     """The tokens after each block, each in a graph that begins before its own block."""
-    check_blocks(tower)
+    tower = own_blocks(tower)
     layers: list[Tensor] = []
     turn, x_RND = tower.rotation(x_RND), tower.start(x_RND)
     for block in tower.blocks:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from insight.data.images import MEAN, STD
 from insight.data.pretrained_text import load_tokenizer
@@ -44,7 +44,7 @@ class TransformersImage(ImageTower):
         pooling: Literal["own", "mean"] = "own",
     ) -> None:
         network = build(name, weights, dict(arguments or {}), "vision_model")
-        config: Any = network.config
+        config = network.config
         if getattr(network, "main_input_name", "pixel_values") != "pixel_values":
             raise InputError(f"'{name}' ({type(network).__name__}) reads no pictures: name an image encoder, or use it as the text tower")
         own_size = getattr(config, "image_size", None)
@@ -105,7 +105,7 @@ class TransformersText(TextTower):
         pooling: Literal["mean", "first", "last"] = "mean",
     ) -> None:
         network = build(name, weights, dict(arguments or {}), "text_model")
-        config: Any = network.config
+        config = network.config
         if getattr(network, "main_input_name", "input_ids") != "input_ids":
             raise InputError(f"'{name}' ({type(network).__name__}) reads no text: name a text encoder, or use it as the image tower")
         positions = getattr(config, "max_position_embeddings", None)
@@ -147,7 +147,7 @@ def is_place(name: str) -> bool:
     return name.startswith(HUB) or Path(name).is_dir()
 
 
-def build(name: str, weights: str | None, arguments: dict[str, Any], side: str) -> nn.Module:
+def build(name: str, weights: str | None, arguments: dict[str, Any], side: str) -> Any:
     """The encoder; of a model with several, its ``side``."""
     transformers = library("transformers")
     if is_place(name):

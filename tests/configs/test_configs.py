@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
@@ -20,7 +21,7 @@ from lightning_modules.keys import HYDRA_ONLY
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name not in ("experiment", "recipe", "gates", "sweep"))
 IMAGE_TEXT = ["flickr_dual_encoder", "flickr_multistage"]
-OTHERS = ["captioning", "language_model", "visual_questions", "vit_scenes"]  # each has a test of its own below
+OTHERS = ["captioning", "flickr_pretrained_towers", "language_model", "visual_questions", "vit_scenes"]  # each has a test of its own below
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONFIGS / group).glob("*.yaml"))]
 OPTIONS.remove(("model", "gpt2"))  # reads weights when it is built: its test is below
 
@@ -89,6 +90,8 @@ BESIDE: dict[tuple[str, str], list[str]] = {
     ("stages", "captioning"): ["model=captioner"],
     ("stages", "visual_questions"): ["+experiment=visual_questions"],
     ("callbacks", "visual_questions"): ["+experiment=visual_questions"],
+    ("model", "pretrained_towers"): ["data.init_args.image_size=64", "model.init_args.image.init_args.weights=null"],
+    ("stages", "pretrained_towers"): ["+experiment=flickr_pretrained_towers", "model.init_args.image.init_args.weights=null"],
 }
 
 
@@ -149,6 +152,25 @@ def test_visual_questions_trains_one_step_and_leaves_answers(scenes_cache, tmp_p
     assert len({one["filename"] for one in found}) == 6 and {one["answer"] for one in found} > {"yes", "no"}
     assert list((tmp_path / "run").glob("*/figures/*.png")), "no picture was drawn"
     shutil.rmtree(tmp_path / "run")
+
+
+def test_pretrained_towers_train_one_step_of_every_stage_and_leave_a_bundle(flickr_root, scenes_cache, tmp_path):
+    timm = pytest.importorskip("timm")
+    torch.save(timm.create_model("test_efficientnet").state_dict(), tmp_path / "tower.pth")
+    tower = ["name=test_efficientnet", f"weights={tmp_path / 'tower.pth'}", "arguments={}"]
+    words = [f"model.init_args.image.init_args.{word}" for word in tower]
+    words += [word for word in TINY if "image_depth" not in word and "image_size" not in word]
+    words += ["data.init_args.image_size=64", f"data.init_args.root={flickr_root}", f"data.init_args.cache_dir={scenes_cache}"]
+    looks = "callbacks.score_card.init_args"
+    words += [f"{looks}.num_examples=2", f"+{looks}.search_examples=0", f"{looks}.methods.occlusion.arguments.segments=4"]
+    words += [f"~{looks}.methods.rollout", f"~{looks}.methods.grad_eclip"]
+    config = composed("+experiment=flickr_pretrained_towers", *words)
+    config |= {"run_dir": str(tmp_path / "run"), "run": {**config["run"], "output_dir": str(tmp_path / "outputs")}}
+    assert run_stages(build(config)) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert [stage["steps"] for stage in summary["stages"]] == [1, 1, 1]
+    assert list((tmp_path / "run").glob("*/figures/*-words.png")) and list((tmp_path / "run").glob("*/score_card/*.png"))
+    assert (tmp_path / "run" / "bundle" / "manifest.json").exists() and list(scenes_cache.glob("features-*.npy"))
 
 
 @pytest.mark.parametrize(("model", "stages"), itertools.product(["multimodal"], ["one_stage"]))
