@@ -105,6 +105,8 @@ class AttentionMaps(Watcher):
         when = stage, trainer.current_epoch + 1, trainer.global_step
         facts = MapFacts(*when, model.image.grid_size, pairs.shown, examples, verdicts=sheet_verdicts(newest_checks(pairs.folder.parent)))
         pictures = len(pairs.shown) + any(name.startswith("words/") for name in arrays)
+        if not pictures:  # encoders of other libraries, and a text tower without blocks
+            return
         keep = max(1, self.max_pictures // pictures)
         self.watching.submit(trainer, write_and_draw, pairs.folder, arrays, facts, keep)
 

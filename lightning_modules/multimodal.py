@@ -25,6 +25,8 @@ class MultiModalModule(ImageTextModule):
         block: How the blocks of both towers are made.
         image: The image tower, instead of one of our own: a class of ``insight.towers``; ``patch_size``, ``image_depth`` are then unused.
         text: The text tower, instead of one of our own; ``text_depth`` is then unused.
+        image_batch_norm: Whether batch norm stands between the image tower's pooled vector and its projection.
+        pooled_dropout: Dropout of both pooled vectors, before their projections.
     """
 
     def __init__(
@@ -42,6 +44,8 @@ class MultiModalModule(ImageTextModule):
         block: BlockSettings = PLAIN,
         image: ImageTower | None = None,
         text: TextTower | None = None,
+        image_batch_norm: bool = False,
+        pooled_dropout: float = 0.0,
     ) -> None:
         super().__init__(
             MultiModalTransformer(
@@ -58,5 +62,7 @@ class MultiModalModule(ImageTextModule):
                 block,
                 image,
                 text,
+                image_batch_norm,
+                pooled_dropout,
             )
         )

@@ -65,6 +65,8 @@ class MultiModalTransformer(nn.Module):
         block: BlockSettings = PLAIN,
         image: VisionTransformer | ImageTower | None = None,
         text: TextTransformer | TextTower | None = None,
+        image_batch_norm: bool = False,
+        pooled_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.embed_dim = embed_dim
@@ -81,6 +83,9 @@ class MultiModalTransformer(nn.Module):
                 raise InputError(f"{key}={asked}, but the text tower has {own}: data.init_args.{key}={own}, and the model's with it")
         self.image = image or VisionTransformer(image_size, patch_size, dim, image_depth, heads, dropout, block)
         self.text = text or TextTransformer(vocab_size, context_length, dim, text_depth, heads, dropout, block)
+        # a locked tower's channels differ widely in mean and spread; those of our own end in a norm
+        self.image_norm = nn.BatchNorm1d(self.image.dim) if image_batch_norm else nn.Identity()
+        self.pooled_dropout = nn.Dropout(pooled_dropout)
         self.image_projection = linear(self.image.dim, embed_dim, bias=False)
         self.text_projection = linear(self.text.dim, embed_dim, bias=False)
         self.word_head = linear(self.image.dim, vocab_size)  # of the image tower; only a loss asks for it
@@ -107,7 +112,7 @@ class MultiModalTransformer(nn.Module):
         return self.project_image(self.image(image_B3HW))
 
     def project_image(self, output: VisionOutput) -> ImageFeatures:
-        embedding_BE = F.normalize(self.image_projection(output.pooled).float(), dim=-1)
+        embedding_BE = F.normalize(self.image_projection(self.pooled_dropout(self.image_norm(output.pooled))).float(), dim=-1)
         return ImageFeatures(output.tokens, embedding_BE)
 
     def encode_text(self, tokens_CT: Tensor, mask_CT: Tensor) -> TextFeatures:
@@ -115,7 +120,7 @@ class MultiModalTransformer(nn.Module):
         return self.project_text(self.text(tokens_CT, mask_CT))
 
     def project_text(self, output: TextOutput) -> TextFeatures:
-        embedding_CE = F.normalize(self.text_projection(output.pooled).float(), dim=-1)
+        embedding_CE = F.normalize(self.text_projection(self.pooled_dropout(output.pooled)).float(), dim=-1)
         return TextFeatures(output.tokens, embedding_CE)
 
     def classify_words(self, image: ImageFeatures) -> Tensor:

@@ -90,7 +90,11 @@ BESIDE: dict[tuple[str, str], list[str]] = {
     ("stages", "captioning"): ["model=captioner"],
     ("stages", "visual_questions"): ["+experiment=visual_questions"],
     ("callbacks", "visual_questions"): ["+experiment=visual_questions"],
-    ("model", "pretrained_towers"): ["data.init_args.image_size=64", "model.init_args.image.init_args.weights=null"],
+    ("model", "pretrained_towers"): [
+        "stages=pretrained_towers",
+        "data.init_args.image_size=64",
+        "model.init_args.image.init_args.weights=null",
+    ],
     ("stages", "pretrained_towers"): ["+experiment=flickr_pretrained_towers", "model.init_args.image.init_args.weights=null"],
 }
 
@@ -169,7 +173,7 @@ def test_pretrained_towers_train_one_step_of_every_stage_and_leave_a_bundle(flic
     assert run_stages(build(config)) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert [stage["steps"] for stage in summary["stages"]] == [1, 1, 1]
-    assert list((tmp_path / "run").glob("*/figures/*-words.png")) and list((tmp_path / "run").glob("*/score_card/*.png"))
+    assert list((tmp_path / "run").glob("*/score_card/*.png"))
     assert (tmp_path / "run" / "bundle" / "manifest.json").exists() and list(scenes_cache.glob("features-*.npy"))
 
 

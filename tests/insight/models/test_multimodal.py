@@ -127,3 +127,29 @@ def test_a_model_survives_copying_and_pickling():
     expected = model(*arguments).text.embedding
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(copied(*arguments).text.embedding, expected)
+
+
+def test_batch_norm_of_the_pooled_vector_is_standardisation_by_the_statistics_it_has_seen():
+    torch.manual_seed(0)
+    model, (image, _, _) = MultiModalTransformer(**SHAPE, image_batch_norm=True), inputs()
+    with torch.no_grad():
+        for _ in range(3):
+            model.train().encode_image(image)
+        embedding = model.eval().encode_image(image).embedding
+        seen = (model.image(image).pooled - model.image_norm.running_mean) / (model.image_norm.running_var + 1e-5).sqrt()
+        expected = torch.nn.functional.normalize(seen @ model.image_projection.weight.T, dim=-1)
+    assert model.image_norm.running_mean.abs().max() > 0.01
+    torch.testing.assert_close(embedding, expected)
+
+
+def test_dropout_of_the_pooled_vectors_is_of_training_alone_and_off_by_default():
+    plain, (image, tokens, mask) = build(MultiModalTransformer), inputs()
+    torch.manual_seed(0)
+    dropped = MultiModalTransformer(**SHAPE, pooled_dropout=0.5)
+    assert list(plain.state_dict()) == list(dropped.state_dict())
+    assert torch.equal(dropped.eval()(image, tokens, mask).text.embedding, plain(image, tokens, mask).text.embedding)
+    dropped.train()
+    assert not torch.equal(dropped(image, tokens, mask).text.embedding, plain(image, tokens, mask).text.embedding)
+    before = torch.get_rng_state()
+    plain.train()(image, tokens, mask)
+    assert torch.equal(before, torch.get_rng_state())

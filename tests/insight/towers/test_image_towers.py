@@ -67,7 +67,8 @@ def test_a_timm_transformer_gives_its_patches_and_its_own_vector():
         features = network.forward_features(image)
         output = tower(pictures(64))
     assert tower.image_size == 64 and tower.grid_size == 4 and not tower.mean_pooled
-    assert torch.equal(output.tokens[:, 1:], features[:, -16:]) and torch.equal(output.pooled, network(image))
+    torch.testing.assert_close(output.tokens[:, 1:], features[:, -16:], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(output.pooled, network(image), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
@@ -221,3 +222,24 @@ def test_a_model_refuses_data_of_another_size(cnn_file):
         MultiModalTransformer(vocab_size=20, image_size=32, image=tower)
     with pytest.raises(InputError, match=r"reads pictures of shape \(B, 3, 64, 64\)"):
         tower(torch.zeros(1, 3, 32, 32))
+
+
+def test_what_the_classifier_says_stands_beside_the_features_of_every_region(cnn_file):
+    plain, beside = TimmImage(CNN, str(cnn_file), image_size=64), TimmImage(CNN, str(cnn_file), image_size=64, classes=True)
+    network = timm.create_model(CNN).eval()
+    network.load_state_dict(torch.load(cnn_file, weights_only=True))
+    image = pictures(64)
+    with torch.no_grad():
+        features, both, logits = plain(image), beside(image), network(plain.normalised(image))
+    assert beside.dim == plain.dim + network.num_classes and beside.mean_pooled
+    torch.testing.assert_close(both.tokens[..., : plain.dim], features.tokens)
+    torch.testing.assert_close(both.pooled[:, plain.dim :], logits, atol=1e-4, rtol=1e-4)
+    again = TimmImage(**beside.rebuilding())
+    again.load_state_dict(beside.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(again(image).tokens, both.tokens)
+
+
+def test_a_network_without_a_classifier_of_its_vector_cannot_give_classes():
+    with pytest.raises(InputError, match=r"classes"):
+        TimmImage(CNN, image_size=64, classes=True, arguments={"num_classes": 0})
