@@ -225,7 +225,8 @@ def read_clip(source: str) -> ClipSource:
         colours = _json(config.parent / PREPROCESSING) if (config.parent / PREPROCESSING).is_file() else {}
         mean, std = colours.get("image_mean", CLIP_MEAN), colours.get("image_std", CLIP_STD)
     else:
-        shape = _open_clip_shape(values.get("model_cfg", values), str(config))
+        with explained(str(config)):
+            shape = _open_clip_shape(values.get("model_cfg", values), str(config))
         colours = values.get("preprocess_cfg", {})
         mean, std = colours.get("mean", CLIP_MEAN), colours.get("std", CLIP_STD)
     return ClipSource(source, read_weights(file), shape, tuple(mean), tuple(std))  # type: ignore[arg-type]

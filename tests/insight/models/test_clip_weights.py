@@ -208,3 +208,25 @@ def test_an_open_clip_with_another_tower_is_refused(tmp_path):
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=r"text_cfg has .*no_causal_mask"):
         clip_model(str(tmp_path))
+
+
+def test_a_checkpoint_of_the_hub_is_the_one_of_its_folder(tmp_path, monkeypatch):
+    theirs, hub = opened(tmp_path), pytest.importorskip("huggingface_hub")
+
+    def download(repository, name):
+        if repository != "owner/tiny" or not (tmp_path / name).exists():
+            raise hub.errors.LocalEntryNotFoundError(f"no {name}")
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    model = clip_model("hf-hub:owner/tiny")
+    assert torch.equal(model.text.embedding.token.weight, theirs.token_embedding.weight)
+    with pytest.raises(InputError, match="hf-hub:owner/other: no CLIP there, or the hub cannot be reached"):
+        clip_model("hf-hub:owner/other")
+
+
+def test_an_open_clip_config_without_its_sizes_is_named(tmp_path):
+    opened(tmp_path)
+    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {}}')
+    with pytest.raises(InputError, match=r"open_clip_config\.json: .*embed_dim"):
+        clip_model(str(tmp_path))
