@@ -57,7 +57,7 @@ class TextTransformer(nn.Module):
         self.blocks = blocks(depth, dim, heads, dropout, block, causal)
         self.norm = norm(dim, block)
         self.pool = Pool(pool, dim, heads, block)
-        self.dim = dim
+        self.dim, self.causal = dim, causal
         self.rotary, self.head_width = block.position == "rotary", dim // heads
 
     @property

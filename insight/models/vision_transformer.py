@@ -35,6 +35,7 @@ class VisionTransformer(nn.Module):
         class_token: Whether there is one.
         input_norm: A norm before the blocks, and patches without bias, as in CLIP (https://arxiv.org/abs/2103.00020).
         patch_dropout: Fraction of the patches that training leaves out at random (https://arxiv.org/abs/2212.00794).
+        patch_bias: Whether the patches' projection has a bias; null: unless there is an ``input_norm``.
 
     Raises:
         InputError: a size that does not fit another; ``pool=first`` without a class token.
@@ -53,13 +54,15 @@ class VisionTransformer(nn.Module):
         class_token: bool = True,
         input_norm: bool = False,
         patch_dropout: float = 0.0,
+        patch_bias: bool | None = None,
     ) -> None:
         super().__init__()
         if pool == "first" and not class_token:
             raise InputError("pool=first is the class token, and class_token=false: choose pool=mean or pool=attention")
         if not 0 <= patch_dropout < 1:
             raise InputError(f"patch_dropout={patch_dropout}: must be at least 0 and below 1")
-        self.embedding = PatchEmbedding(image_size, patch_size, dim, block.position, class_token, bias=not input_norm)
+        patch_bias = not input_norm if patch_bias is None else patch_bias
+        self.embedding = PatchEmbedding(image_size, patch_size, dim, block.position, class_token, patch_bias)
         self.input_norm = norm(dim, block) if input_norm else None
         self.dropout = nn.Dropout(dropout)
         self.blocks = blocks(depth, dim, heads, dropout, block)
