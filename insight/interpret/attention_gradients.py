@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from insight.interpret.explain import Subject
-from insight.interpret.family import Inputs
+from insight.interpret.family import Inputs, Lacks
 from insight.interpret.record import record, weights_of
 from insight.nn.attention import AttentionCall
 
@@ -27,7 +27,13 @@ class WeightsAndGradient(NamedTuple):
 
 
 def attention_gradients(subject: Subject, layers: Collection[str]) -> tuple[Tensor, dict[str, WeightsAndGradient]]:
-    """Scores (R,), and weights with gradients by module path: one pass forward, one back."""
+    """Scores (R,), and weights with gradients by module path: one pass forward, one back.
+
+    Raises:
+        Lacks: there is no layer.
+    """
+    if not layers:
+        raise Lacks("the model has no attention of this project: its encoders are of another library, or have no blocks")
     with torch.enable_grad(), record(subject.family.model, dict.fromkeys(layers, itself)) as calls:
         score_R = subject.score(with_gradient(subject.inputs))
         gradients = at_outputs(score_R, calls)
