@@ -167,7 +167,7 @@ def test_pretrained_towers_train_one_step_of_every_stage_and_leave_a_bundle(flic
     words += [word for word in TINY if "image_depth" not in word and "image_size" not in word]
     words += ["data.init_args.image_size=64", f"data.init_args.root={flickr_root}", f"data.init_args.cache_dir={scenes_cache}"]
     looks = "callbacks.score_card.init_args"
-    words += [f"{looks}.num_examples=2", f"+{looks}.search_examples=0", f"{looks}.methods.occlusion.arguments.segments=4"]
+    words += [f"{looks}.num_examples=2", f"{looks}.search_examples=0", f"{looks}.methods.occlusion.arguments.segments=4"]
     config = composed("+experiment=flickr_pretrained_towers", *words)
     config |= {"run_dir": str(tmp_path / "run"), "run": {**config["run"], "output_dir": str(tmp_path / "outputs")}}
     assert run_stages(build(config)) == 0
