@@ -5,16 +5,14 @@ C windows, T tokens of the batch's longest window.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import tokenizers
 import torch
 from torch import Tensor
 
-from insight.data.text import END, PAD, START, Tokenizer
+from insight.data.text import END, PAD, START, StoredTokenizer, Tokenizer
 from insight.errors import InputError
 
 END_OF_TEXT = "<|endoftext|>"  # GPT-2's one special token: it stands before a text, after it, and for padding
@@ -32,7 +30,7 @@ class TextBatch(NamedTuple):
     num_named: int  # tokens that are to be named
 
 
-class TextCodec:
+class TextCodec(StoredTokenizer):
     """Texts to token ids and back: this project's own tokenizer, or a byte-level BPE with GPT-2's end-of-text token.
 
     Attributes:
@@ -47,7 +45,7 @@ class TextCodec:
     """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        self._backend = backend
+        super().__init__(backend)
         own = backend.token_to_id("[PAD]") == PAD and backend.token_to_id("[START]") == START and backend.token_to_id("[END]") == END
         end_of_text = backend.token_to_id(END_OF_TEXT)
         if own:
@@ -66,47 +64,6 @@ class TextCodec:
             InputError: ``vocab_size`` is too small for bytes and special tokens.
         """
         return cls.from_json(Tokenizer.train(texts, vocab_size).to_json())
-
-    @classmethod
-    def from_json(cls, text: str) -> TextCodec:
-        """
-        Raises:
-            InputError: ``text`` is no tokenizer, or one without the special tokens.
-        """
-        try:
-            backend = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:
-            raise InputError(f"this is no tokenizer JSON: {error}") from error
-        return cls(backend)
-
-    @classmethod
-    def load(cls, path: str | Path) -> TextCodec:
-        """
-        Raises:
-            InputError: no such file, or no tokenizer in it.
-        """
-        if not Path(path).is_file():
-            raise InputError(f"{path}: no such tokenizer file; a run keeps its own as RUN/tokenizer.json")
-        try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:  # UnicodeDecodeError is one too
-            raise InputError(f"{path}: {error}") from error
-
-    def to_json(self) -> str:
-        return self._backend.to_str()
-
-    def save(self, path: str | Path) -> None:
-        """Atomically."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(self.to_json(), encoding="utf-8")
-        os.replace(temporary, path)
-
-    @property
-    def size(self) -> int:
-        """Number of tokens: what the embedding table must hold at least."""
-        return self._backend.get_vocab_size()
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of whole texts, nothing added and nothing cut off."""

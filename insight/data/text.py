@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import tokenizers
 import torch
@@ -31,60 +31,17 @@ class Word(NamedTuple):
     positions: tuple[int, ...]  # columns of the (C, T) token matrix
 
 
-class Tokenizer:
-    """Lower-cased byte-level BPE with [START] and [END] around every caption.
-
-    >>> tokenizer = Tokenizer.train(["A dog runs.", "Two dogs run."], vocab_size=280)
-    >>> tokens, mask = tokenizer.encode(["A DOG"], context_length=8)
-    >>> tokens.shape, int(tokens[0, 0]), tokenizer.decode(tokens[0].tolist())
-    (torch.Size([1, 8]), 1, 'a dog')
-    """
-
-    leading, added = 1, 2  # special tokens before the text, and in all
-
-    @property
-    def library_ids(self) -> list[int]:
-        """Another library's id of each of our token ids, where this is its tokenizer; empty for one of our own."""
-        return []
+class StoredTokenizer:
+    """A tokenizer of Hugging Face and how it is kept: one JSON file."""
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        for index, word in enumerate(SPECIAL):
-            if backend.token_to_id(word) != index:
-                raise InputError(f"this is no tokenizer of this project: token {index} is {backend.id_to_token(index)!r}, not {word!r}")
-        backend.encode_special_tokens = True  # a caption that holds the characters "[PAD]" is text like any other
         self._backend = backend
 
     @classmethod
-    def train(cls, captions: Iterable[str], vocab_size: int) -> Tokenizer:
-        """Learn the merges. The same captions give the same tokenizer.
-
-        Raises:
-            InputError: ``vocab_size`` has no room for the 256 bytes and the special tokens.
-        """
-        if vocab_size < SMALLEST_VOCABULARY:
-            raise InputError(
-                f"vocab_size={vocab_size}: must be at least {SMALLEST_VOCABULARY}, for 256 bytes and {len(SPECIAL)} special tokens"
-            )
-        backend = tokenizers.Tokenizer(models.BPE())
-        backend.normalizer = normalizers.Sequence(
-            [normalizers.NFC(), normalizers.Lowercase(), normalizers.Replace(tokenizers.Regex(r"\s+"), " "), normalizers.Strip()]
-        )
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-        backend.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=list(SPECIAL),
-            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-            show_progress=False,
-        )
-        backend.train_from_iterator(captions, trainer)
-        return cls(backend)
-
-    @classmethod
-    def from_json(cls, text: str) -> Tokenizer:
+    def from_json(cls, text: str) -> Self:
         """
         Raises:
-            InputError: ``text`` is not what ``to_json`` writes.
+            InputError: ``text`` is no tokenizer, or not one of this kind.
         """
         try:
             backend = tokenizers.Tokenizer.from_str(text)
@@ -93,7 +50,7 @@ class Tokenizer:
         return cls(backend)
 
     @classmethod
-    def load(cls, path: str | Path) -> Tokenizer:
+    def load(cls, path: str | Path) -> Self:
         """
         Raises:
             InputError: no such file, or no tokenizer in it.
@@ -120,6 +77,56 @@ class Tokenizer:
     def size(self) -> int:
         """Number of tokens: what the embedding table must hold at least."""
         return self._backend.get_vocab_size()
+
+
+class Tokenizer(StoredTokenizer):
+    """Lower-cased byte-level BPE with [START] and [END] around every caption.
+
+    >>> tokenizer = Tokenizer.train(["A dog runs.", "Two dogs run."], vocab_size=280)
+    >>> tokens, mask = tokenizer.encode(["A DOG"], context_length=8)
+    >>> tokens.shape, int(tokens[0, 0]), tokenizer.decode(tokens[0].tolist())
+    (torch.Size([1, 8]), 1, 'a dog')
+    """
+
+    leading, added = 1, 2  # special tokens before the text, and in all
+
+    @property
+    def library_ids(self) -> list[int]:
+        """Another library's id of each of our token ids, where this is its tokenizer; empty for one of our own."""
+        return []
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        for index, word in enumerate(SPECIAL):
+            if backend.token_to_id(word) != index:
+                raise InputError(f"this is no tokenizer of this project: token {index} is {backend.id_to_token(index)!r}, not {word!r}")
+        backend.encode_special_tokens = True  # a caption that holds the characters "[PAD]" is text like any other
+        super().__init__(backend)
+
+    @classmethod
+    def train(cls, captions: Iterable[str], vocab_size: int) -> Tokenizer:
+        """Learn the merges. The same captions give the same tokenizer.
+
+        Raises:
+            InputError: ``vocab_size`` has no room for the 256 bytes and the special tokens.
+        """
+        if vocab_size < SMALLEST_VOCABULARY:
+            raise InputError(
+                f"vocab_size={vocab_size}: must be at least {SMALLEST_VOCABULARY}, for 256 bytes and {len(SPECIAL)} special tokens"
+            )
+        backend = tokenizers.Tokenizer(models.BPE())
+        backend.normalizer = normalizers.Sequence(
+            [normalizers.NFC(), normalizers.Lowercase(), normalizers.Replace(tokenizers.Regex(r"\s+"), " "), normalizers.Strip()]
+        )
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=list(SPECIAL),
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        backend.train_from_iterator(captions, trainer)
+        return cls(backend)
 
     def encode(self, texts: Sequence[str], context_length: int) -> tuple[Tensor, Tensor]:
         """Captions -> (tokens (C, T) int64, mask (C, T) bool, True = a real token). A long caption loses its tail, never [END].
