@@ -361,6 +361,11 @@ class Flickr30kDataModule(LightningDataModule):
             f"{kind}{self.title} at {self._files.root}: {self._files.format} captions, {sizes} pictures ({self._files.splits_by}), {boxes}"
         )
 
+    def has_phrase_boxes(self) -> bool:
+        """Whether any phrase of any caption is marked in its picture."""
+        self._make()
+        return any(phrase.boxes for rows in self._phrases.values() for row in rows for phrase in row)
+
     def splits(self) -> dict[str, list[str]]:
         """File names by split, as recorded with a run."""
         return {split: [picture.filename for picture in self._split(split).pictures] for split in SPLITS}

@@ -34,7 +34,7 @@ def read_phrases(root: Path, pictures: Sequence[Picture], cache_dir: Path) -> Ph
         kept = json.loads(path.read_text(encoding="utf-8"))
     else:
         phrases, lost = find_phrases(pictures, read_entities(root, [picture.filename for picture in pictures]) or {})
-        kept = {"lost": lost, "phrases": phrases}
+        kept = {"lost": lost, "phrases": {name: [[one[:6] for one in row] for row in rows] for name, rows in phrases.items()}}
         cache_dir.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         partial.write_text(json.dumps(kept, separators=(",", ":")), encoding="utf-8")

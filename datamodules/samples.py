@@ -22,6 +22,7 @@ from datamodules.phrases import Phrases
 from insight.data.augmentation import TextAugmentation
 from insight.data.batch import ImageTextBatch, Phrase
 from insight.data.images import Crop, ImageTransform, normalise, working_size
+from insight.data.regions import positions_of
 from insight.data.text import Tokenizer
 from insight.stages import derive_seed
 
@@ -73,12 +74,21 @@ class Split(Dataset):
         self.texts = texts
         self.transform = ImageTransform(image_size)
         self.place = {picture.filename: index for index, picture in enumerate(pictures)}
+        self._marked: dict[int, tuple[Phrase, ...]] = {}
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> Sample:
         return Sample(index, self.transform.resize(self.cache[self.rows[index]]), None, list(self.texts.of(index)), None)
+
+    def marked(self, caption: int) -> tuple[Phrase, ...]:
+        """The phrases of a caption, each with the places of its tokens. They are looked for once, when first asked for."""
+        if caption not in self._marked:
+            phrases = self.texts.phrases[caption]
+            words = self.texts.tokenizer.words(self.texts.texts[caption], self.texts.tokens_CT.shape[1]) if phrases else []
+            self._marked[caption] = tuple(one._replace(positions=positions_of(one, words)) for one in phrases)
+        return self._marked[caption]
 
     def collate(self, samples: list[Sample]) -> ImageTextBatch:
         captions = torch.tensor([caption for sample in samples for caption in sample.captions])
@@ -89,7 +99,7 @@ class Split(Dataset):
                 own = self.texts.texts[caption]
                 texts.append(own if sample.texts is None else sample.texts[number])
                 if texts[-1] == own:
-                    phrases += [_seen(phrase, len(texts) - 1, sample.crop) for phrase in self.texts.phrases[caption]]
+                    phrases += [_seen(phrase, len(texts) - 1, sample.crop) for phrase in self.marked(caption)]
                 else:
                     changed.append(len(texts) - 1)
         tokens_CT, mask_CT = self.texts.tokens_CT[captions], self.texts.mask_CT[captions]

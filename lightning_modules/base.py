@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,15 +11,20 @@ import torch
 from torch import Tensor
 
 from insight.data.batch import ImageTextBatch, first_captions
+from insight.errors import InputError
 from insight.metrics import RetrievalMetrics, chance_recall, hard_negative_accuracy
 from insight.models.multimodal import MultiModalTransformer
 from insight.models.tower import ImageTower
+from insight.stages import Stage
 from lightning_modules.quantities import Quantities
 from lightning_modules.retrievals import RETRIEVAL_FILES, Prediction, save_predictions, save_retrievals
 from lightning_modules.staged import NamedQuantities, Shown, StagedModule
 
 RECALLS = ("image_to_text_recall_at_1", "image_to_text_recall_at_10", "text_to_image_recall_at_1", "text_to_image_recall_at_10")
 BASELINES = ("colour_histogram", "blind_prior")
+OF_BOXES = frozenset({"region_similarity", "fused_region_logits"})  # quantities that are nothing where no phrase has a box
+
+logger = logging.getLogger(__name__)
 
 
 class ImageTextModule(StagedModule):
@@ -36,7 +42,7 @@ class ImageTextModule(StagedModule):
     )
     example_word = "pictures"
     training_only = frozenset({"view_embedding"})  # evaluation has no second view
-    data_needs = ("probe", "pairs", "hard_negatives", "caption_counts")
+    data_needs = ("probe", "pairs", "hard_negatives", "caption_counts", "has_phrase_boxes")
     progress = ("train/loss", "val/image_to_text_recall_at_10", "val/text_to_image_recall_at_10")
     input_files = ("tokenizer.json",)
     result_files: ClassVar[tuple[str, ...]] = RETRIEVAL_FILES
@@ -51,13 +57,29 @@ class ImageTextModule(StagedModule):
     def check_data(self, data: Any) -> None:
         self.model.check_tokenizer(data.tokenizer)
 
+    def begin_stage(self, name: str, stage: Stage, folder: Path, seed: int) -> None:
+        super().begin_stage(name, stage, folder, seed)
+        boxes: bool = self.trainer.datamodule.has_phrase_boxes()  # type: ignore[attr-defined]
+        self.data_lack = frozenset() if boxes else OF_BOXES
+        left_out = [term for term, (_, _, needed) in self.losses.bound.items() if self.data_lack & set(needed)]
+        if left_out and len(left_out) == len(self.losses.bound):
+            raise InputError(f"stages.{name}.losses: all of them ({', '.join(left_out)}) need boxes of phrases, and these data have none")
+        if left_out:
+            logger.warning(
+                "stages.%s.losses: %s needs boxes of phrases, and these data have none, so it is left out; Flickr30k Entities "
+                "(the folders Annotations and Sentences) beside the pictures would give them",
+                name,
+                ", ".join(left_out),
+            )
+
     def setup(self, stage: str) -> None:
         """Where the image tower is locked, or only evaluated, the data may serve its features instead of pictures."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         tower = self.model.image
         if isinstance(tower, ImageTower) and hasattr(data, "serve_features"):
             trains = stage == "fit" and any(parameter.requires_grad for parameter in tower.parameters())
-            data.serve_features(None if trains else tower, self.model.reads_regions)
+            regions = self.model.reads_regions or bool(OF_BOXES & self.losses.needs)
+            data.serve_features(None if trains else tower, regions)
 
     def save_inputs(self, run_dir: Path, data: Any) -> None:
         data.tokenizer.save(run_dir / "tokenizer.json")

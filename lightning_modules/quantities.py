@@ -1,26 +1,31 @@
 """What a loss may ask for by the name of a parameter, computed once, and only when asked.
 
 B pictures and C captions over all devices, E width of the embedding, M pairs that are matched, N image tokens, T text tokens, D width,
-V vocabulary, P hidden places of a caption.
+V vocabulary, P hidden places of a caption; of regions: P phrases with boxes, N patches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from insight.data.batch import ImageTextBatch
+from insight.data.regions import PhraseRegions, phrase_regions_of
 from insight.data.text import SPECIAL
 from insight.errors import InputError
 from insight.gather import gather, rank, world_size
+from insight.interpret.record import record
 from insight.losses import IGNORED, NO_NEGATIVE, hard_negatives
 from insight.masking import HiddenWords, hide_words
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.models.multimodal import ImageFeatures, MultiModalTransformer, TextFeatures
+from insight.nn.attention import AttentionCall
+from insight.nn.pool import masked_mean
 from lightning_modules.staged import NamedQuantities
 
 
@@ -108,6 +113,28 @@ class Quantities(NamedQuantities):
         return gather(counts.view(-1, vocab_size))
 
     @cached_property
+    def _regions(self) -> PhraseRegions:
+        return phrase_regions_of(self._batch, self._model.image.grid_size)
+
+    @cached_property
+    def region_similarity(self) -> Tensor:
+        """(P, N): cosine of each phrase of this device's captions with each patch of its picture."""
+        regions = self._regions
+        phrase_PE = self._model.embed_phrases(self._text, regions.caption, regions.words)
+        patch_BNE = self._model.embed_regions(self._image)
+        return (patch_BNE[self._batch.caption_row[regions.caption]] @ phrase_PE[:, :, None])[:, :, 0]
+
+    @cached_property
+    def region_targets(self) -> Tensor:
+        """(P, N) bool: the patch lies inside a box of the phrase."""
+        return self._regions.inside
+
+    @cached_property
+    def region_count(self) -> Tensor:
+        """(): phrases of all devices divided by the number of devices."""
+        return gather(self.region_targets.new_full((1,), len(self.region_targets), dtype=torch.int64)).sum() / world_size()
+
+    @cached_property
     def model(self) -> MultiModalTransformer:
         """The model that trains."""
         return self._model
@@ -148,6 +175,14 @@ class Quantities(NamedQuantities):
         return self._previous
 
 
+class Matched(NamedTuple):
+    """Pairs that the matching head was asked about."""
+
+    logits: Tensor  # (M, 2)
+    targets: Tensor  # (M,)
+    reading: AttentionCall  # of the last fusion layer
+
+
 class CrossAttentionQuantities(Quantities):
     """Adds what the fusion layers compute. They are the dear part, so they read one caption of each picture, the first one of the batch,
     and may read every n-th picture only: F pictures on this device.
@@ -184,8 +219,8 @@ class CrossAttentionQuantities(Quantities):
         return torch.arange(0, len(self._batch.image_id), self._fuse_every, device=self._batch.image_id.device)
 
     @cached_property
-    def _pairs(self) -> tuple[Tensor, Tensor]:
-        """Logits (M, 2) and targets (M,) of this device's share."""
+    def _pairs(self) -> Matched:
+        """This device's share; the captions with their own pictures come first."""
         tokens_BTD, mask_BT = self._text.tokens[self._first], self._batch.token_mask[self._first]
         if world_size() > 1:  # the devices' longest captions differ
             missing = self._model.text.context_length - mask_BT.shape[1]
@@ -201,25 +236,56 @@ class CrossAttentionQuantities(Quantities):
         some_F = caption_of_image_F != NO_NEGATIVE  # all are, but for a batch of one picture
         all_text_BTD, all_mask_BT = gather(tokens_BTD), gather(mask_BT)
         tokens_FTD, mask_FT = tokens_BTD[self._fused], mask_BT[self._fused]
-        logits_M2 = self._model.match(
-            torch.cat([tokens_FTD, tokens_FTD[some_F], all_text_BTD[caption_of_image_F[some_F]]]),
-            torch.cat([mask_FT, mask_FT[some_F], all_mask_BT[caption_of_image_F[some_F]]]),
-            gather(self._image.tokens),
-            image_row_C=torch.cat([own_F, image_of_caption_F[some_F], own_F[some_F]]),
-        )
+        last = f"fusion.{len(self._model.fusion) - 1}.cross_attention"
+        with record(self._model, {last: lambda call: call}) as calls:
+            logits_M2 = self._model.match(
+                torch.cat([tokens_FTD, tokens_FTD[some_F], all_text_BTD[caption_of_image_F[some_F]]]),
+                torch.cat([mask_FT, mask_FT[some_F], all_mask_BT[caption_of_image_F[some_F]]]),
+                gather(self._image.tokens),
+                image_row_C=torch.cat([own_F, image_of_caption_F[some_F], own_F[some_F]]),
+            )
         targets_M = torch.zeros(len(logits_M2), dtype=torch.int64, device=logits_M2.device)
         targets_M[: len(own_F)] = 1
-        return logits_M2, targets_M
+        return Matched(logits_M2, targets_M, calls[last])
 
     @cached_property
     def match_logits(self) -> Tensor:
         """(M, 2)"""
-        return self._pairs[0]
+        return self._pairs.logits
 
     @cached_property
     def match_targets(self) -> Tensor:
         """(M,): 1 = the pair belongs together."""
-        return self._pairs[1]
+        return self._pairs.targets
+
+    @cached_property
+    def _fused_regions(self) -> PhraseRegions:
+        """Phrases of the captions that are fused; ``caption`` is the row among those."""
+        regions, caption_F = self._regions, self._first[self._fused]
+        found_PF = regions.caption[:, None] == caption_F
+        some_P = found_PF.any(dim=1)
+        return PhraseRegions(found_PF[some_P].int().argmax(dim=1), regions.words[some_P], regions.inside[some_P])
+
+    @cached_property
+    def fused_region_logits(self) -> Tensor:
+        """(P, N): logarithm of what a phrase's words read from each patch of their own picture in the last fusion layer, mean over heads
+        and words."""
+        call, regions, num_patches = self._pairs.reading, self._fused_regions, self._model.image.grid_size**2
+        query_FHTK, key_FHSK = (of[: len(self._fused)].float() for of in (call.query_BHTK, call.key_BHSK))
+        score_FHTS = query_FHTK @ key_FHSK.transpose(-2, -1) / query_FHTK.shape[-1] ** 0.5
+        weight_FTN = score_FHTS.softmax(dim=-1).mean(dim=1)[:, : regions.words.shape[1], -num_patches:]
+        read_PN = masked_mean(weight_FTN[regions.caption], regions.words)
+        return read_PN.clamp(min=torch.finfo(read_PN.dtype).tiny).log()
+
+    @cached_property
+    def fused_region_targets(self) -> Tensor:
+        """(P, N) bool: the patch lies inside a box of the phrase."""
+        return self._fused_regions.inside
+
+    @cached_property
+    def fused_region_count(self) -> Tensor:
+        """(): phrases of the fused captions of all devices divided by the number of devices."""
+        return gather(self.fused_region_targets.new_full((1,), len(self.fused_region_targets), dtype=torch.int64)).sum() / world_size()
 
     @cached_property
     def _lots(self) -> Tensor:

@@ -78,6 +78,7 @@ class StagedModule(L.LightningModule):
     shown: ClassVar[Shown]
     example_word: ClassVar[str] = "examples"  # what a batch is made of, in messages
     training_only: ClassVar[frozenset[str]] = frozenset()  # quantities that an evaluation batch lacks: their terms are left out there
+    data_lack: frozenset[str] = frozenset()  # quantities that no batch of these data has: a stage leaves their terms out, and says so
     data_needs: ClassVar[tuple[str, ...]] = ()  # what the data module must offer beyond StagedData
     progress: ClassVar[tuple[str, ...]] = ("train/loss", "val/loss")  # metrics beside the bar
     input_files: ClassVar[tuple[str, ...]] = ()  # that ``save_inputs`` writes into the run's folder
@@ -167,7 +168,8 @@ class StagedModule(L.LightningModule):
     def loss_terms(self, batch: Any, seed: int, training: bool) -> dict[str, Tensor]:
         """Weighted terms by name. In evaluation, terms over what is there only in training are left out."""
         values = self.quantities_of(batch, torch.Generator().manual_seed(seed))
-        return self.losses.terms(values, self.stage_progress if training else 1.0, () if training else self.training_only)
+        lacking = self.data_lack if training else self.data_lack | self.training_only
+        return self.losses.terms(values, self.stage_progress if training else 1.0, lacking)
 
     @property
     def stage_progress(self) -> float:

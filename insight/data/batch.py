@@ -22,6 +22,7 @@ class Phrase(NamedTuple):
     end: int
     entity: str  # chain id of Flickr30k Entities
     boxes: tuple[Box, ...]  # x1, y1, x2, y2 as fractions of the picture that the model sees; empty when the phrase has none
+    positions: tuple[int, ...] = ()  # columns of its tokens in `tokens`; empty when the context ends before it
 
 
 class ImageTextBatch(NamedTuple):

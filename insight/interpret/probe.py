@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from insight.data.batch import Box, ImageTextBatch, Phrase
+from insight.data.regions import positions_of
 from insight.data.text import Word
 from insight.interpret.maps import BoxedPhrase, Example, WordSpan
 
@@ -75,7 +76,7 @@ def make_probe(batch: ImageTextBatch, tokenizer: Encoder, context_length: int) -
     """Find the tokens of every phrase with boxes, and write each phrase as a caption of its own."""
     words = tuple(tuple(tokenizer.words(text, context_length)) for text in batch.texts)
     marked = [phrase for phrase in batch.phrases if phrase.boxes]
-    columns = [_columns(phrase, words[phrase.caption], batch.tokens.shape[1]) for phrase in marked]
+    columns = [positions_of(phrase, words[phrase.caption]) for phrase in marked]
     kept = [index for index, found in enumerate(columns) if found]
     phrases = tuple(marked[index] for index in kept)
     return Probe(
@@ -87,11 +88,6 @@ def make_probe(batch: ImageTextBatch, tokenizer: Encoder, context_length: int) -
         _alone(batch, phrases, tokenizer, context_length) if phrases else None,
         len(marked) - len(kept),
     )
-
-
-def _columns(phrase: Phrase, words: Sequence[Word], length: int) -> tuple[int, ...]:
-    inside = [word for word in words if word.start < phrase.end and phrase.start < word.end]
-    return tuple(column for word in inside for column in word.positions if column < length)
 
 
 def _others(phrase: Phrase, batch: ImageTextBatch, marked: Sequence[Phrase]) -> tuple[Box, ...]:

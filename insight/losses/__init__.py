@@ -17,6 +17,7 @@ from insight.losses.pairs import (
     supervised_contrastive,
 )
 from insight.losses.redundancy import ProjectedBarlowTwins, ProjectedVICReg, barlow_twins, decorrelation, vicreg
+from insight.losses.regions import fused_phrase_regions, phrase_regions
 from insight.losses.schedules import fade_in, fade_out
 from insight.losses.views import caption_pairs, image_views
 from insight.losses.words import (
@@ -50,11 +51,13 @@ __all__ = [
     "fade_in",
     "fade_out",
     "feature_consistency",
+    "fused_phrase_regions",
     "hard_negative_contrastive",
     "hard_negatives",
     "image_text_matching",
     "image_views",
     "masked_language_modelling",
+    "phrase_regions",
     "sigmoid_pairwise",
     "similarity_distillation",
     "supervised_contrastive",

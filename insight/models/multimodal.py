@@ -18,6 +18,7 @@ from insight.models.text_transformer import TextOutput, TextTransformer
 from insight.models.tower import ImageTower, TextTower
 from insight.models.vision_transformer import VisionOutput, VisionTransformer
 from insight.nn.linear import linear
+from insight.nn.pool import masked_mean
 from insight.nn.settings import PLAIN, BlockSettings
 
 MAX_LOGIT_SCALE = math.log(100.0)  # the bound of the paper, section 2.5
@@ -122,6 +123,22 @@ class MultiModalTransformer(nn.Module):
     def project_text(self, output: TextOutput) -> TextFeatures:
         embedding_CE = F.normalize(self.text_projection(self.pooled_dropout(output.pooled)).float(), dim=-1)
         return TextFeatures(output.tokens, embedding_CE)
+
+    def embed_regions(self, image: ImageFeatures) -> Tensor:
+        """Every patch in the common embedding: (B, N, E) without the tokens before the patches, length 1, float32."""
+        tokens_BND = image.tokens[:, self.image.num_prefix :]
+        if isinstance(self.image_norm, nn.BatchNorm1d):  # fitted to whole pictures; patches only use it
+            norm = self.image_norm
+            flat = F.batch_norm(tokens_BND.flatten(0, 1), norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+            tokens_BND = flat.view_as(tokens_BND)
+        return F.normalize(self.image_projection(tokens_BND).float(), dim=-1)
+
+    def embed_phrases(self, text: TextFeatures, caption_P: Tensor, words_PT: Tensor) -> Tensor:
+        """Parts of captions in the common embedding, by the mean of their tokens: (P, E), length 1, float32.
+
+        ``caption_P``: rows of ``text``; ``words_PT``: True = a token of the part, at least one a row.
+        """
+        return F.normalize(self.text_projection(masked_mean(text.tokens[caption_P], words_PT)).float(), dim=-1)
 
     def classify_words(self, image: ImageFeatures) -> Tensor:
         """How well each token of the vocabulary goes with the picture, by the image tower alone: logits (B, V)."""

@@ -179,12 +179,13 @@ def attention_weights(query_BHTK: Tensor, key_BHSK: Tensor, mask_BS: Tensor | No
         scores = scores_by_head if query_BHTK.device.type == "cpu" else scores_at_once
         score_HBTS = scores(query_BHTK.float(), key_BHSK.float())
         if bias_HTS is not None:
-            score_HBTS = score_HBTS + bias_HTS[:, None]
-        if mask_BS is None:
-            return score_HBTS.softmax(dim=-1).transpose(0, 1)
-        mask_B1S = mask_BS[:, None, :]
-        lowest = torch.finfo(score_HBTS.dtype).min
-        return (score_HBTS.masked_fill(~mask_B1S, lowest).softmax(dim=-1) * mask_B1S).transpose(0, 1)
+            score_HBTS += bias_HTS[:, None]
+        if mask_BS is not None:
+            score_HBTS.masked_fill_(~mask_BS[:, None, :], torch.finfo(score_HBTS.dtype).min)
+        torch.softmax(score_HBTS, dim=-1, out=score_HBTS)  # in place: fresh memory for whole maps costs as much as the softmax
+        if mask_BS is not None:
+            score_HBTS *= mask_BS[:, None, :]
+        return score_HBTS.transpose(0, 1)
 
 
 def scores_at_once(query_BHTK: Tensor, key_BHSK: Tensor) -> Tensor:

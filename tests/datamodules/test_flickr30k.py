@@ -89,6 +89,15 @@ def test_phrase_boxes_reach_the_batch_on_the_right_words(make: Make) -> None:
     assert left[0].min() > 0.8 and left[1:].max() < 0.2  # where the box is, the picture is red
 
 
+def test_phrases_know_the_tokens_of_their_words(make: Make) -> None:
+    data = make()
+    batch = next(iter(data.val_dataloader()))
+    assert batch.phrases and data.has_phrase_boxes()
+    for phrase in batch.phrases:
+        tokens = batch.tokens[phrase.caption, list(phrase.positions)].tolist()
+        assert data.tokenizer.decode(tokens) == phrase.text.lower()
+
+
 def test_without_entities_there_are_no_phrases(make: Make) -> None:
     assert next(iter(make(entities=False).val_dataloader())).phrases == ()
 

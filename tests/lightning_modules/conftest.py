@@ -70,6 +70,7 @@ def tiny_config(tmp_path: Path, scenes_cache: Path) -> dict[str, Any]:
                     "contrastive",
                     "image_text_matching",
                     "masked_language_modelling",
+                    "fused_phrase_regions",
                     monitor="val/mean_recall",
                 ),
                 "end_to_end": stage(
@@ -78,6 +79,8 @@ def tiny_config(tmp_path: Path, scenes_cache: Path) -> dict[str, Any]:
                     "image_text_matching",
                     "masked_language_modelling",
                     "word_classification",
+                    "phrase_regions",
+                    "fused_phrase_regions",
                     "decorrelation",
                     "feature_consistency",
                     learning_rates={"model.text.*": 1.0e-3},

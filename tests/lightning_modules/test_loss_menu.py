@@ -11,6 +11,7 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 
 import insight.losses
+from insight.errors import InputError
 from lightning_modules.drive import run_stages
 from lightning_modules.engine_cli import build
 
@@ -121,3 +122,26 @@ def test_a_stage_with_queue_projector_learnt_weights_and_changed_data_is_resumed
     groups = checkpoint(config, "01-first/last.ckpt")["optimizer_states"][0]["param_groups"]
     sizes = {group["name"]: len(group["params"]) for group in groups}
     assert sizes["losses.*"] == 3 and sizes["losses.*/no_decay"] == 7  # matrices; biases, norms and log variances; one projector is frozen
+
+
+def without_boxes(tiny_config, **losses: str):
+    stage = tiny_config["stages"]["cross_modal"] | {"epochs": 1}
+    stage["losses"] = {name: {"function": f"insight.losses.{function}"} for name, function in losses.items()}
+    return {**tiny_config, "stages": {"cross_modal": stage}}
+
+
+def test_terms_over_boxes_are_left_out_with_a_warning_where_the_data_have_none(tiny_config, caplog, monkeypatch):
+    monkeypatch.setattr("datamodules.flickr30k.Flickr30kDataModule.has_phrase_boxes", lambda self: False)
+    config = without_boxes(tiny_config, contrastive="contrastive", regions="phrase_regions", fused="fused_phrase_regions")
+    config["callbacks"] = {"watch": {"class_path": f"{__name__}.Watch"}}
+    Watch.logged.clear()
+    assert run_stages(build(config)) == 0
+    assert "stages.cross_modal.losses: regions, fused needs boxes" in caplog.text
+    terms = {name for figures in Watch.logged for name in figures if name.startswith("train/loss/")}
+    assert terms == {"train/loss/contrastive"}
+
+
+def test_a_stage_of_nothing_but_boxes_is_refused_where_the_data_have_none(tiny_config, monkeypatch):
+    monkeypatch.setattr("datamodules.flickr30k.Flickr30kDataModule.has_phrase_boxes", lambda self: False)
+    with pytest.raises(InputError, match=r"stages.cross_modal.losses: all of them \(regions\) need boxes of phrases"):
+        run_stages(build(without_boxes(tiny_config, regions="phrase_regions")))

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from insight import losses
-from insight.data.batch import ImageTextBatch
+from insight.data.batch import ImageTextBatch, Phrase
 from insight.data.text import END, MASK, PAD, START
+from insight.interpret.record import record_attention
 from insight.losses import IGNORED
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from lightning_modules.quantities import CrossAttentionQuantities
@@ -136,3 +137,43 @@ def test_hidden_words_are_named_by_the_text_tower_alone_in_every_caption(model):
     assert float(values.text_masked_count) == 8
     blank = served._replace(image=torch.zeros_like(served.image))
     assert torch.equal(quantities(model, blank).text_masked_logits, values.text_masked_logits)
+
+
+BOXES = ((0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 0.5))
+PHRASES = (
+    Phrase(1, "of a second caption", 0, 1, "1", BOXES[:1], (1,)),
+    Phrase(2, "x", 0, 1, "2", BOXES[:1], (1, 2)),
+    Phrase(3, "without boxes", 0, 1, "3", (), (2,)),
+    Phrase(3, "x", 0, 1, "4", BOXES[1:], (2,)),
+)
+
+
+def test_each_phrase_is_compared_with_the_patches_of_its_own_picture(model):
+    served = batch()._replace(phrases=PHRASES)
+    found = quantities(model, served)
+    image, text = model.encode_image(served.image), model.encode_text(served.tokens, served.token_mask)
+    expected = []
+    for phrase in (PHRASES[0], PHRASES[1], PHRASES[3]):
+        words = model.text_projection(text.tokens[phrase.caption, list(phrase.positions)].mean(dim=0))
+        patches = model.image_projection(image.tokens[CAPTION_ROW[phrase.caption], 1:])
+        expected.append(torch.nn.functional.cosine_similarity(patches, words[None], dim=1))
+    assert torch.allclose(found.region_similarity, torch.stack(expected), atol=1e-6)
+    assert found.region_targets.tolist() == [[True, False, True, False], [True, False, True, False], [False, True, False, False]]
+    assert found.region_count.item() == 3
+
+
+@pytest.mark.parametrize(("fuse_every", "expected"), [(1, [(1, PHRASES[1]), (2, PHRASES[3])]), (2, [(1, PHRASES[3])])])
+def test_what_a_phrase_reads_is_the_attention_that_a_recording_shows(model, fuse_every, expected):
+    served = batch()._replace(phrases=PHRASES)
+    found = quantities(model, served, fuse_every=fuse_every)
+    first = [CAPTION_ROW.index(picture) for picture in range(0, 3, fuse_every)]
+    image, text = model.encode_image(served.image), model.encode_text(served.tokens, served.token_mask)
+    with record_attention(model, ["fusion.0.cross_attention"]) as maps:
+        model.match(text.tokens[first], served.token_mask[first], image.tokens[::fuse_every])
+    read = [maps["fusion.0.cross_attention"][row][:, list(phrase.positions), 1:].mean(dim=(0, 1)) for row, phrase in expected]
+    assert torch.allclose(found.fused_region_logits.exp(), torch.stack(read), atol=1e-6)
+    boxes = [[True, False, True, False], [False, True, False, False]]
+    assert found.fused_region_targets.tolist() == boxes[-len(expected) :] and found.fused_region_count.item() == len(expected)
+    loss = losses.fused_phrase_regions(found.fused_region_logits, found.fused_region_targets, found.fused_region_count)
+    loss.backward()
+    assert model.fusion[0].cross_attention.query.weight.grad.abs().sum() > 0

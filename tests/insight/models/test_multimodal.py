@@ -7,6 +7,7 @@ import torch
 
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.models.multimodal import MultiModalTransformer
+from insight.models.vision_transformer import VisionOutput
 
 SHAPE = {"vocab_size": 20, "image_size": 16, "patch_size": 8, "context_length": 8, "dim": 16, "image_depth": 1, "text_depth": 1}
 SHAPE |= {"heads": 2, "embed_dim": 12}
@@ -153,3 +154,25 @@ def test_dropout_of_the_pooled_vectors_is_of_training_alone_and_off_by_default()
     before = torch.get_rng_state()
     plain.train()(image, tokens, mask)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_region_is_embedded_as_a_picture_whose_pooled_vector_it_were():
+    model, (image, _, _) = MultiModalTransformer(**SHAPE, image_batch_norm=True), inputs()
+    model.encode_image(image)  # statistics that are not the first ones
+    trained = model.image_norm.running_mean.clone()
+    features = model.encode_image(image)
+    moved = model.image_norm.running_mean.clone()
+    regions_BNE = model.embed_regions(features)
+    assert torch.equal(model.image_norm.running_mean, moved) and not torch.equal(trained, moved)  # regions only use them
+    model.eval()
+    tokens_BND = features.tokens[:, 1:]
+    for patch in range(tokens_BND.shape[1]):
+        whole = model.project_image(VisionOutput(features.tokens, tokens_BND[:, patch])).embedding
+        assert torch.allclose(regions_BNE[:, patch], whole, atol=1e-6)
+
+
+def test_a_part_of_a_caption_that_is_all_of_it_is_embedded_as_the_caption():
+    model, (_, tokens, mask) = MultiModalTransformer(**SHAPE).eval(), inputs()
+    text = model.encode_text(tokens, mask)
+    rows = torch.tensor([1, 0])
+    assert torch.allclose(model.embed_phrases(text, rows, mask[rows]), text.embedding[rows], atol=1e-6)
