@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -79,7 +80,9 @@ def command_of(arguments: argparse.Namespace) -> str:
     """What to type for these figures, without the places of this machine."""
     listed = {"data": [arguments.data], "arms": arguments.arms, "seeds": arguments.seeds, "factors": arguments.factors}
     words = [f"--{name} {' '.join(map(str, values))}" for name, values in listed.items()]
-    return " ".join(["python -m benchmarks.stages", *words, *(["--root PATH"] if arguments.root else [])])
+    words += ["--root PATH"] if arguments.root else []
+    words += ["--override", *map(shlex.quote, arguments.override)] if arguments.override else []
+    return " ".join(["python -m benchmarks.stages", *words])
 
 
 def final_recall(summary: dict) -> float:
