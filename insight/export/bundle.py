@@ -39,6 +39,7 @@ from insight.data.pretrained_text import read_tokenizer
 from insight.data.text import Tokenizer
 from insight.errors import InputError
 from insight.export.manifest import read_files, write_manifest
+from insight.models.clip import ClipTransformer
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.models.multimodal import MultiModalTransformer
 from insight.models.tower import ImageTower, TextTower
@@ -53,7 +54,7 @@ NEEDED = (
 )
 # A new architecture gets its line here: a bundle names its class, and only these are ever built.
 ARCHITECTURES: dict[str, type[MultiModalTransformer]] = {
-    one.__name__: one for one in (MultiModalTransformer, CrossAttentionMultiModalTransformer)
+    one.__name__: one for one in (MultiModalTransformer, CrossAttentionMultiModalTransformer, ClipTransformer)
 }
 # Encoders of other libraries, likewise; their names and arguments go to the library, which brings its own code.
 TOWERS: dict[str, type[ImageTower] | type[TextTower]] = {

@@ -67,3 +67,4 @@ class ClipTransformer(MultiModalTransformer):
             ),
             text=TextTransformer(vocab_size, context_length, text.dim, text.depth, text.heads, block=text.block, causal=True, pool="last"),
         )
+        self.shape = shape
