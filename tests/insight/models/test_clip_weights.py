@@ -27,6 +27,8 @@ END, OPEN_CFG, SIZE = tiny_clip.END, tiny_clip.OPEN_CFG, tiny_clip.SIZE
 hugging_face, opened = tiny_clip.hugging_face, tiny_clip.opened
 
 TEXTS = ["a dog runs", "cat", "some long caption with a tail"]
+
+
 def pictures(mean, std, size=16):
     """The same pictures with this project's colours, and with others."""
     pixels = torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(1))

@@ -36,9 +36,9 @@ def save_tokenizer(folder, letters=LETTERS):
     transformers.CLIPTokenizer(vocab=vocabulary, merges=[]).save_pretrained(folder)
 
 
-def hugging_face(folder, activation="quick_gelu"):
+def hugging_face(folder, activation="quick_gelu", depth=2):
     """A tiny CLIP as ``save_pretrained`` leaves it, with its tokenizer."""
-    shape = {"num_hidden_layers": 2, "hidden_act": activation}
+    shape = {"num_hidden_layers": depth, "hidden_act": activation}
     text = {"vocab_size": SIZE, "hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 3, "max_position_embeddings": 12}
     image = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
     config = transformers.CLIPConfig(
