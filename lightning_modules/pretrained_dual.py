@@ -13,6 +13,7 @@ from insight.models.clip import ClipTransformer, DualShape
 from insight.models.clip_weights import clip_model
 from insight.models.dual_checkpoint import locate
 from insight.models.multimodal import MultiModalTransformer
+from insight.towers.lora import Lora, adapt
 from lightning_modules.base import ImageTextModule
 
 
@@ -48,6 +49,8 @@ class ClipModule(PretrainedDualModule):
         context_length: Most tokens of a caption, at most the checkpoint's.
         tokenizer: Folder, file or ``hf-hub:`` name of the checkpoint's tokenizer; null: it lies beside the weights.
         shape: Sizes of the towers; null: those of the checkpoint. A run's config.yaml has them.
+        lora: Adapters of low rank, e.g. of ``targets: [attention.query, attention.key_value]``, which a stage trains by the pattern
+            ``*lora_*``; null: none.
     """
 
     def __init__(
@@ -58,15 +61,17 @@ class ClipModule(PretrainedDualModule):
         context_length: int = 77,
         tokenizer: str | None = None,
         shape: DualShape | None = None,
+        lora: Lora | None = None,
     ) -> None:
         if weights is None:
-            shape = known_shape(shape)
-            super().__init__(ClipTransformer(vocab_size, image_size, context_length, shape), shape, None, "")
-            return
-        check_place(weights)
-        place = tokenizer or tokenizer_place(weights)
-        own = checked_tokenizer(place, vocab_size)
-        model = clip_model(weights, own, image_size, context_length, shape)
+            shape, own, place = known_shape(shape), None, ""
+            model = ClipTransformer(vocab_size, image_size, context_length, shape)
+        else:
+            check_place(weights)
+            place = tokenizer or tokenizer_place(weights)
+            own = checked_tokenizer(place, vocab_size)
+            model = clip_model(weights, own, image_size, context_length, shape)
+        adapt(model, lora)
         super().__init__(model, model.shape, own, place)
 
 

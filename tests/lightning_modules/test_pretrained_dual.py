@@ -99,6 +99,35 @@ def test_a_clip_whose_run_was_stopped_goes_on_to_the_same_weights(tiny_config, t
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 
+def test_adapters_of_a_clip_alone_move_are_in_the_checkpoint_and_leave_a_bundle_without_them(tiny_config, tmp_path):
+    pytest.importorskip("peft")
+    tiny_clip.hugging_face(tmp_path)
+    config = begun(tiny_config, tmp_path)
+    without = build(copy.deepcopy(config)).model
+    config["model"]["init_args"]["lora"] = {"targets": ["attention.query", "attention.output"], "rank": 2}
+    config["stages"]["fine_tune"] |= {"train": ["*lora_*"], "learning_rate": 0.1}
+    start = build(copy.deepcopy(config)).model
+    pixels = torch.randn(2, 3, 16, 16)
+    assert torch.equal(start.model.encode_image(pixels).embedding, without.model.encode_image(pixels).embedding)
+    assert run_stages(build(copy.deepcopy(config))) == 0
+
+    after = torch.load(tmp_path / "run" / "01-fine_tune" / "best.ckpt", weights_only=True)["state_dict"]
+    assert after.keys() == start.state_dict().keys()
+    for name, value in start.state_dict().items():
+        assert torch.equal(after[name], value) != ("lora_" in name), name
+
+    kept, again = load(tmp_path / "run" / "bundle"), build(copy.deepcopy(config)).model
+    again.load_state_dict(after)
+    assert not any("lora_" in name for name in kept.model.state_dict())
+    with torch.no_grad():
+        adapted = again.model.eval().encode_image(pixels).embedding
+        torch.testing.assert_close(kept.model.encode_image(pixels).embedding, adapted, atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(without.model.encode_image(pixels).embedding, adapted, atol=1e-3)
+    figures = json.loads((tmp_path / "run" / "summary.json").read_text())["test"]
+    words = ["test", "--config", str(tmp_path / "run" / "config.yaml"), "--model.init_args.weights=null", "--output", str(tmp_path)]
+    assert main(words) == 0 and json.loads((tmp_path / "test.json").read_text()) == pytest.approx(figures)
+
+
 def test_the_frozen_config_knows_the_shape_and_builds_the_same_model(tiny_config, tmp_path):
     tiny_clip.hugging_face(tmp_path)
     first = build(begun(tiny_config, tmp_path))
