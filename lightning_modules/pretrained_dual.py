@@ -1,8 +1,9 @@
-"""Dual encoders that begin with somebody else's weights, as LightningModules: CLIP."""
+"""Dual encoders that begin with somebody else's weights, as LightningModules: CLIP, SigLIP."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from insight.errors import InputError
 from insight.models.clip import ClipTransformer, DualShape
 from insight.models.clip_weights import clip_model
 from insight.models.dual_checkpoint import locate
-from insight.models.multimodal import MultiModalTransformer
+from insight.models.siglip import SiglipTransformer
+from insight.models.siglip_weights import siglip_model
 from insight.towers.lora import Lora, adapt
 from lightning_modules.base import ImageTextModule
 
@@ -20,12 +22,37 @@ from lightning_modules.base import ImageTextModule
 class PretrainedDualModule(ImageTextModule):
     """What the families share: the checkpoint's own tokenizer is the data's, and its shape stays with the run.
 
-    A subclass builds the model by ``begin`` with the checkpoint's weights, or without any where ``weights`` is null.
+    Args:
+        architecture: Class of the model, for a run that goes on without its checkpoint.
+        begin: What makes a model of it from a checkpoint, e.g. ``clip_model``.
+        weights: As the families say it, and all that follows.
     """
 
-    def __init__(self, model: MultiModalTransformer, shape: DualShape, tokenizer: Tokenizer | None, place: str) -> None:
+    def __init__(
+        self,
+        architecture: type[ClipTransformer] | type[SiglipTransformer],
+        begin: Callable[..., ClipTransformer | SiglipTransformer],
+        weights: str | None,
+        vocab_size: int,
+        image_size: int,
+        context_length: int,
+        tokenizer: str | None,
+        shape: DualShape | None,
+        lora: Lora | None,
+    ) -> None:
+        own: Tokenizer | None = None
+        place = ""
+        if weights is None:
+            model = architecture(vocab_size, image_size, context_length, known_shape(shape))
+        else:
+            check_place(weights)
+            place = tokenizer or tokenizer_place(weights)
+            own = checked_tokenizer(place, vocab_size)
+            model = begin(weights, own, image_size, context_length, shape)
+        shape = model.shape
+        adapt(model, lora)
         super().__init__(model)
-        self._shape, self._tokenizer, self._tokenizer_place = shape, tokenizer, place
+        self._shape, self._tokenizer, self._tokenizer_place = shape, own, place
 
     @property
     def settled(self) -> dict[str, Any]:
@@ -63,16 +90,33 @@ class ClipModule(PretrainedDualModule):
         shape: DualShape | None = None,
         lora: Lora | None = None,
     ) -> None:
-        if weights is None:
-            shape, own, place = known_shape(shape), None, ""
-            model = ClipTransformer(vocab_size, image_size, context_length, shape)
-        else:
-            check_place(weights)
-            place = tokenizer or tokenizer_place(weights)
-            own = checked_tokenizer(place, vocab_size)
-            model = clip_model(weights, own, image_size, context_length, shape)
-        adapt(model, lora)
-        super().__init__(model, model.shape, own, place)
+        super().__init__(ClipTransformer, clip_model, weights, vocab_size, image_size, context_length, tokenizer, shape, lora)
+
+
+class SiglipModule(PretrainedDualModule):
+    """Trains a SigLIP from a checkpoint of transformers or open_clip, in this project's own blocks.
+
+    Args:
+        weights: As of ``ClipModule``.
+        vocab_size: Entries of the checkpoint's tokenizer, as this project numbers them: 32003 of the English SigLIP's.
+        image_size: Side of the square picture, in pixels; positions are resampled where the checkpoint has another.
+        context_length: Tokens of every text: the checkpoint's.
+        tokenizer: Folder, file or ``hf-hub:`` name of the checkpoint's tokenizer; null: it lies beside the weights.
+        shape: Sizes of the towers; null: those of the checkpoint. A run's config.yaml has them.
+        lora: As of ``ClipModule``.
+    """
+
+    def __init__(
+        self,
+        weights: str | None,
+        vocab_size: int,
+        image_size: int = 224,
+        context_length: int = 64,
+        tokenizer: str | None = None,
+        shape: DualShape | None = None,
+        lora: Lora | None = None,
+    ) -> None:
+        super().__init__(SiglipTransformer, siglip_model, weights, vocab_size, image_size, context_length, tokenizer, shape, lora)
 
 
 def known_shape(shape: DualShape | None) -> DualShape:

@@ -136,8 +136,10 @@ def read_clip(source: str) -> DualSource:
 
 
 def _transformers_sizes(values: dict[str, Any], title: str) -> DualSizes:
-    if values.get("model_type") != "clip":
-        raise InputError(f"{title}: model_type={values.get('model_type')!r}, but only CLIP models are read here, which have 'clip'")
+    kind = values.get("model_type")
+    if kind != "clip":
+        remedy = "; this is a SigLIP: model=siglip" if kind == "siglip" else ""
+        raise InputError(f"{title}: model_type={kind!r}, but only CLIP models are read here, which have 'clip'{remedy}")
     config = library("transformers").CLIPConfig.from_dict(values)  # knows the defaults that files leave out
     image, text = config.vision_config, config.text_config
     shape = DualShape(image.patch_size, config.projection_dim, tower_shape(image, title), tower_shape(text, title))
@@ -157,7 +159,7 @@ def _open_clip_sizes(values: dict[str, Any], title: str) -> DualSizes:
         if other or not isinstance(given.get("layers", 12), int):
             raise InputError(
                 f"{title}: {side} has {other or {'layers': given['layers']}}, but only CLIP's vision and text transformers are read here; "
-                "others serve as a tower of insight.towers"
+                + ("this is a SigLIP: model=siglip" if "timm_pool" in other else "others serve as a tower of insight.towers")
             )
         known.update({name: value for name, value in given.items() if name in known})
     act: Activation = "quick_gelu" if values.get("quick_gelu") else "gelu"

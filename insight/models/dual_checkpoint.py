@@ -133,8 +133,8 @@ def locate(source: str) -> Place:
     found = next((pair for pair in pairs if pair.file.is_file() and pair.config is not None and pair.config.is_file()), None)
     if found is None:
         raise InputError(
-            f"weights={source}: no CLIP there; give a file, a folder with {TRANSFORMERS} and {WEIGHTS[TRANSFORMERS][0]}, one with "
-            f"{OPEN_CLIP} and {WEIGHTS[OPEN_CLIP][0]}, or {HUB}OWNER/MODEL"
+            f"weights={source}: no CLIP or SigLIP there; give a file, a folder with {TRANSFORMERS} and {WEIGHTS[TRANSFORMERS][0]}, one "
+            f"with {OPEN_CLIP} and {WEIGHTS[OPEN_CLIP][0]}, or {HUB}OWNER/MODEL"
         )
     return found
 
@@ -155,7 +155,7 @@ def _from_hub(source: str) -> Path:
             if weights is not None:
                 fetched(PREPROCESSING)  # open_clip has none: its config holds the colours
                 return weights.parent
-    raise InputError(f"weights={source}: no CLIP there, or the hub cannot be reached: download it elsewhere and give its folder")
+    raise InputError(f"weights={source}: no CLIP or SigLIP there, or the hub cannot be reached: download it elsewhere and give its folder")
 
 
 def read_json(path: Path) -> dict[str, Any]:

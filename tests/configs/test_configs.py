@@ -32,8 +32,8 @@ OTHERS = [  # each has a test of its own below
     "vit_scenes",
 ]
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONFIGS / group).glob("*.yaml"))]
-for name in ("gpt2", "clip", "vit_b16"):
-    OPTIONS.remove(("model", name))  # reads weights when it is built: its test is below
+for name in ("gpt2", "clip", "siglip", "vit_b16"):
+    OPTIONS.remove(("model", name))  # reads weights when it is built: has a test of its own
 for name in ("clip_finetune", "vit_b16"):
     OPTIONS.remove(("stages", name))  # of these
 

@@ -1,4 +1,4 @@
-"""Runs that begin with a CLIP checkpoint: one stage, its bundle, resume, and the test when the checkpoint has gone."""
+"""Runs that begin with a checkpoint of CLIP or SigLIP: one stage, its bundle, resume, and the test when the checkpoint has gone."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import shutil
 import pytest
 import torch
 
+from insight.data.pretrained_text import load_tokenizer
 from insight.errors import InputError
 from insight.export.bundle import load
 from insight.interpret.explain import explain
@@ -20,46 +21,51 @@ from lightning_modules.engine_cli import build
 
 pytest.importorskip("transformers", reason="the extra `pretrained` is not installed")
 pytest.importorskip("open_clip", reason="the extra `pretrained` is not installed")
-tiny_clip = importlib.import_module("tests.insight.models.tiny_clip")
+pytest.importorskip("sentencepiece", reason="makes the tokenizer of a tiny SigLIP")
+tiny_clip, tiny_siglip = (importlib.import_module(f"tests.insight.models.tiny_{family}") for family in ("clip", "siglip"))
 
-VOCABULARY = tiny_clip.SIZE + 2  # padding, end and mask are one entry in CLIP, and three here
-MAKERS = {"transformers": tiny_clip.hugging_face, "open_clip": tiny_clip.opened}
+MAKERS = {  # a checkpoint of each kind in a folder, and its tokenizer
+    "clip of transformers": (tiny_clip.hugging_face, tiny_clip.save_tokenizer),
+    "clip of open_clip": (tiny_clip.opened, tiny_clip.save_tokenizer),
+    "siglip of transformers": (tiny_siglip.hugging_face, tiny_siglip.save_tokenizer),
+}
 
 
-def begun(tiny_config, folder):
+def begun(tiny_config, folder, siglip=False):
     """A run of one stage from the checkpoint in ``folder``."""
-    sizes = {"image_size": 16, "context_length": 12, "vocab_size": VOCABULARY}
+    # padding, end and mask are one entry in CLIP, and three here
+    sizes = {"image_size": 16, "context_length": 12, "vocab_size": load_tokenizer(folder).size if siglip else tiny_clip.SIZE + 2}
     tiny_config["model"] = {
-        "class_path": "lightning_modules.pretrained_dual.ClipModule",
+        "class_path": f"lightning_modules.pretrained_dual.{'Siglip' if siglip else 'Clip'}Module",
         "init_args": {**sizes, "weights": str(folder)},
     }
     tiny_config["data"]["init_args"] |= {**sizes, "tokenizer": str(folder), "num_train": 16, "num_val": 6, "num_test": 6}
-    losses = {"contrastive": {"function": "insight.losses.contrastive"}}
-    train = ["*", "!model.word_head.*", "!model.logit_bias", "!model.text.blocks.0.*"]
+    losses = {"pairs": {"function": f"insight.losses.{'sigmoid_pairwise' if siglip else 'contrastive'}"}}
+    train = ["*", "!model.word_head.*", "!model.text.blocks.0.*", *([] if siglip else ["!model.logit_bias"])]
     tiny_config["stages"] = {"fine_tune": {"epochs": 2, "train": train, "losses": losses, "learning_rate": 1.0e-3}}
     tiny_config["deployment"]["bundle"] = True
     return tiny_config
 
 
-@pytest.mark.parametrize("library", MAKERS)
-def test_a_clip_is_fine_tuned_leaves_a_bundle_and_is_tested_when_its_checkpoint_has_gone(library, tiny_config, tmp_path, capsys):
-    folder, run_dir = tmp_path / "clip", tmp_path / "run"
+@pytest.mark.parametrize("kind", MAKERS)
+def test_a_checkpoint_is_fine_tuned_leaves_a_bundle_and_its_run_is_tested_when_it_has_gone(kind, tiny_config, tmp_path, capsys):
+    folder, run_dir, siglip = tmp_path / "given", tmp_path / "run", kind.startswith("siglip")
     folder.mkdir()
-    MAKERS[library](folder)
-    tiny_clip.save_tokenizer(folder)
-    config = begun(tiny_config, folder)
+    for make in MAKERS[kind]:
+        make(folder)
+    config = begun(tiny_config, folder, siglip)
     before = build(copy.deepcopy(config)).model
     assert run_stages(build(copy.deepcopy(config))) == 0
     shutil.move(folder, tmp_path / "elsewhere")
 
     after = torch.load(run_dir / "01-fine_tune" / "best.ckpt", weights_only=True)["state_dict"]
     for name, value in before.state_dict().items():
-        locked = name.startswith(("model.word_head", "model.logit_bias", "model.text.blocks.0."))
+        locked = name.startswith(("model.word_head", "model.text.blocks.0.", *([] if siglip else ["model.logit_bias"])))
         unused = name == "model.text.embedding.position"  # some of its rows are
         assert torch.equal(after[name], value) == locked or unused, name
 
     kept = load(run_dir / "bundle")
-    assert type(kept.model).__name__ == "ClipTransformer" and kept.example_error() == 0
+    assert type(kept.model).__name__ == ("SiglipTransformer" if siglip else "ClipTransformer") and kept.example_error() == 0
     for name, value in kept.model.state_dict().items():
         assert torch.equal(after[f"model.{name}"], value), name
     figures = json.loads((run_dir / "summary.json").read_text())["test"]
@@ -71,7 +77,7 @@ def test_a_clip_is_fine_tuned_leaves_a_bundle_and_is_tested_when_its_checkpoint_
     capsys.readouterr()
     assert main(words[:3]) == 2  # with the weights, which are not there
     message = capsys.readouterr().err.strip()
-    assert "no CLIP there" in message and "\n" not in message
+    assert "no CLIP or SigLIP there" in message and "\n" not in message
     assert "a finished run is tested without: --model.init_args.weights=null" in message
 
 

@@ -137,7 +137,7 @@ def test_weights_that_do_not_fit_are_listed_and_change_nothing(tmp_path):
 def test_what_is_no_clip_is_refused_in_one_line(tmp_path):
     (_, file), other = alone(tmp_path), tmp_path / "other"
     other.mkdir()
-    with pytest.raises(InputError, match="no CLIP there; give a file"):
+    with pytest.raises(InputError, match="no CLIP or SigLIP there; give a file"):
         read_clip(str(other))
     safetensors.torch.save_file({"conv.weight": torch.zeros(1)}, other / "model.safetensors")
     with pytest.raises(InputError, match=r"not the weights of a CLIP .* its keys: conv.weight"):
@@ -177,7 +177,7 @@ def test_a_checkpoint_of_the_hub_is_the_one_of_its_folder(tmp_path, monkeypatch)
     monkeypatch.setattr(hub, "hf_hub_download", download)
     model = clip_model("hf-hub:owner/tiny")
     assert torch.equal(model.text.embedding.token.weight, theirs.token_embedding.weight)
-    with pytest.raises(InputError, match="hf-hub:owner/other: no CLIP there, or the hub cannot be reached"):
+    with pytest.raises(InputError, match="hf-hub:owner/other: no CLIP or SigLIP there, or the hub cannot be reached"):
         clip_model("hf-hub:owner/other")
 
 
