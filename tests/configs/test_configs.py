@@ -15,6 +15,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from insight.data.pretrained_text import load_tokenizer
 from lightning_modules.drive import run_stages
 from lightning_modules.engine_cli import build
 from lightning_modules.keys import HYDRA_ONLY
@@ -204,13 +205,15 @@ def one_gpu_recipe(experiment, words, flickr_root, scenes_cache, tmp_path):
     return summary
 
 
-def test_the_recipe_that_fine_tunes_a_clip_trains_one_step_and_leaves_a_bundle(flickr_root, scenes_cache, tmp_path):
-    pytest.importorskip("transformers")
-    pytest.importorskip("open_clip")
-    tiny = importlib.import_module("tests.insight.models.tiny_clip")
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_the_recipe_that_fine_tunes_a_checkpoint_trains_one_step_and_leaves_a_bundle(family, flickr_root, scenes_cache, tmp_path):
+    for name in ("transformers", "open_clip", "sentencepiece"):
+        pytest.importorskip(name)
+    tiny = importlib.import_module(f"tests.insight.models.tiny_{family}")
     tiny.hugging_face(tmp_path, depth=5)  # a layer of each rate
-    words = [f"model.init_args.weights={tmp_path}", f"data.init_args.vocab_size={tiny.SIZE + 2}", "data.init_args.image_size=16"]
-    one_gpu_recipe("flickr_clip_finetune", words, flickr_root, scenes_cache, tmp_path)
+    tiny.save_tokenizer(tmp_path)
+    words = [f"model={family}", f"model.init_args.weights={tmp_path}", f"data.init_args.vocab_size={load_tokenizer(tmp_path).size}"]
+    one_gpu_recipe("flickr_clip_finetune", [*words, "data.init_args.image_size=16"], flickr_root, scenes_cache, tmp_path)
 
 
 def test_the_recipe_around_an_own_vit_trains_one_step_of_every_stage_and_leaves_a_bundle(flickr_root, scenes_cache, tmp_path):

@@ -66,9 +66,9 @@ def save_tokenizer(folder):
     return transformers.SiglipTokenizer(str(folder / "spiece.model"), model_max_length=CONTEXT)
 
 
-def hugging_face(folder):
+def hugging_face(folder, depth=2):
     """A tiny SigLIP as ``save_pretrained`` leaves it; its scale lies beyond CLIP's bound, as the released ones' do."""
-    shared = {"num_hidden_layers": 2, "hidden_act": "gelu_pytorch_tanh"}
+    shared = {"num_hidden_layers": depth, "hidden_act": "gelu_pytorch_tanh"}
     text = {"vocab_size": SIZE, "hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 3, "max_position_embeddings": CONTEXT}
     image = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
     model = filled(
