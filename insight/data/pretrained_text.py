@@ -16,12 +16,11 @@ import tokenizers
 import torch
 from torch import Tensor
 
-from insight.data.siglip_text import siglip_backend, siglip_files
+from insight.data.siglip_text import HUB, siglip_backend, siglip_files
 from insight.data.text import END, MASK, PAD, SPECIAL, START, Tokenizer
 from insight.errors import InputError
 
 FORMAT = "library tokenizer, renumbered"
-HUB = "hf-hub:"
 
 
 class PretrainedTokenizer(Tokenizer):

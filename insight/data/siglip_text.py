@@ -19,6 +19,7 @@ from insight.errors import InputError
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
 MODELS = ("config.json", "open_clip_config.json")
 HUB = "hf-hub:"
+END = "</s>"
 PUNCTUATION = "[" + "".join(f"\\{one}" for one in string.punctuation) + "]"
 
 
@@ -59,19 +60,24 @@ def _from_hub(repository: str) -> Any:
 
 
 def _is_siglip(path: Path) -> bool:
+    found = _settings(path)
+    text = found.get("model_cfg", found).get("text_cfg", {}) if path.name == MODELS[1] else {}
+    return found.get("model_type") == "siglip" or (text.get("pool_type") == "last" and text.get("no_causal_mask") is True)
+
+
+def _settings(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error})") from error
-    text = found.get("model_cfg", found).get("text_cfg", {}) if path.name == MODELS[1] else {}
-    return found.get("model_type") == "siglip" or (text.get("pool_type") == "last" and text.get("no_causal_mask") is True)
+    return found if isinstance(found, dict) else {}
 
 
 def siglip_backend(folder: Path) -> tuple[tokenizers.Tokenizer, list[int | None]]:
     """The tokenizer that the folder holds, which cleans texts as SigLIP's training did, and its ids of padding, start, end and mask.
 
     Raises:
-        InputError: a damaged file, or no end of text in it.
+        InputError: a damaged file, or another tokenizer: SigLIP 2's, whose texts the libraries clean in different ways.
     """
     file = folder / TOKENIZER
     try:
@@ -79,19 +85,19 @@ def siglip_backend(folder: Path) -> tuple[tokenizers.Tokenizer, list[int | None]
     except Exception as error:
         raise InputError(f"{file}: this is no tokenizer JSON: {error}") from error
     path = folder / CONFIG
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    end, pad = (_id(backend, settings.get(name, "</s>")) for name in ("eos_token", "pad_token"))
-    if end is None or pad is None:
-        raise InputError(f"{file}: has no entry for the end of a text or for padding ({CONFIG}: eos_token, pad_token)")
+    settings = _settings(path) if path.is_file() else {}
+    words = [settings.get(name, END) for name in ("eos_token", "pad_token")]
+    words = [word["content"] if isinstance(word, dict) else word for word in words]
+    end, pad = map(backend.token_to_id, words)
+    if words[0] != END or end is None or pad is None:
+        raise InputError(
+            f"{file}: a text ends with {words[0]!r} and is padded with {words[1]!r}, but only SigLIP's tokenizer is read here, where it "
+            f"ends with '{END}' (SigLIP 2's is not)"
+        )
     cleaning = [normalizers.Lowercase(), normalizers.Replace(tokenizers.Regex(PUNCTUATION), "")]
     cleaning += [normalizers.Replace(tokenizers.Regex(r"\s+"), " "), normalizers.Strip()]
     own = [] if backend.normalizer is None else [backend.normalizer]
     backend.normalizer = normalizers.Sequence([*cleaning, *own])  # twice says the same as once
     if backend.encode("a").ids[-1:] != [end]:
-        word = backend.id_to_token(end)
-        backend.post_processor = processors.TemplateProcessing(single=f"$A {word}", special_tokens=[(word, end)])
+        backend.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, end)])
     return backend, [pad, None, end, None]
-
-
-def _id(backend: tokenizers.Tokenizer, word: Any) -> int | None:
-    return backend.token_to_id(word["content"] if isinstance(word, dict) else word)

@@ -113,6 +113,23 @@ def test_another_family_is_one_line_that_names_the_remedy(tmp_path, small_timm):
         load_tokenizer(siglip)
 
 
+def test_a_tokenizer_of_the_hub_is_that_of_its_folder_and_another_kind_of_end_is_refused(tmp_path, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    tiny.hugging_face(tmp_path)
+    tiny.save_tokenizer(tmp_path)
+
+    def download(repository, name):
+        if repository != "owner/tiny" or not (tmp_path / name).exists():
+            raise hub.errors.LocalEntryNotFoundError(f"no {name}")
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    assert load_tokenizer("hf-hub:owner/tiny").to_json() == load_tokenizer(tmp_path).to_json()
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>", "pad_token": {"content": "<pad>"}}))
+    with pytest.raises(InputError, match=r"ends with '<eos>' and is padded with '<pad>', but only SigLIP's tokenizer is read here"):
+        load_tokenizer(tmp_path)
+
+
 def test_weights_that_are_no_siglip_are_listed(tmp_path):
     tiny.hugging_face(tmp_path)
     found = siglip_weights.read_siglip(str(tmp_path))
