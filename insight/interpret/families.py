@@ -37,7 +37,7 @@ class ImageText(Family):
         """``batch``: an ImageTextBatch. None = every caption with its own picture."""
         if target is None:
             target = Target(batch.caption_row, torch.arange(len(batch.tokens)))
-        weight = self.model.logit_scale
+        weight = self.model.image_projection.weight
         picture_R, caption_R = checked(target, ("picture", len(batch.image)), ("caption", len(batch.tokens)))
         mask_RT = batch.token_mask[caption_R].to(weight.device)
         if not mask_RT.any(dim=-1).all():
@@ -61,8 +61,7 @@ class ImageText(Family):
         image_RND, text_RTD, image_mask_RN, mask_RT = both(inputs)
         model, flow = self.model, self.flow
         if side == "image":
-            projection: Any = None if isinstance(model.image_projection, nn.Identity) else model.image_projection
-            return tower_of(model.image, image_RND, image_mask_RN, flow.image, projection)
+            return tower_of(model.image, image_RND, image_mask_RN, flow.image, model.image_projection)
         if side == "text":
             return tower_of(model.text, text_RTD, mask_RT, flow.text, model.text_projection)
         return super().tower(inputs, side)

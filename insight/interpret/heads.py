@@ -49,18 +49,14 @@ def decompose(subject: Subject, side: str = "image") -> Decomposition:
     width = tower.norm.normalized_shape[0]
     if tower.projection is None:
         return _parts(subject, tower, torch.eye(width, device=tower.x_RND.device)[None])
-    parts, bias_E = _parts(subject, tower, weight_of(tower.projection).detach().float().T[None]), tower.projection.bias
-    return parts if bias_E is None else parts._replace(rest_RE=parts.rest_RE + bias_E.detach().float())
+    return _parts(subject, tower, weight_of(tower.projection).detach().float().T[None])
 
 
 def head_effects(subject: Subject, side: str, direction_RE: Tensor) -> Decomposition:
     """As ``decompose``, each part as its product with the row's direction: E = 1."""
     tower = subject.family.tower(subject.inputs, side)
-    if tower.projection is None:
-        return _parts(subject, tower, direction_RE[..., None])
-    parts = _parts(subject, tower, (direction_RE @ weight_of(tower.projection).detach().float())[..., None])
-    bias_E = tower.projection.bias
-    return parts if bias_E is None else parts._replace(rest_RE=parts.rest_RE + (direction_RE @ bias_E.detach().float())[:, None])
+    onto_RD = direction_RE if tower.projection is None else direction_RE @ weight_of(tower.projection).detach().float()
+    return _parts(subject, tower, onto_RD[..., None])
 
 
 def direct_effect(subject: Subject) -> Values:

@@ -86,7 +86,7 @@ class MultiModalTransformer(nn.Module):
         # a locked tower's channels differ widely in mean and spread; those of our own end in a norm
         self.image_norm = nn.BatchNorm1d(self.image.dim) if image_batch_norm else nn.Identity()
         self.pooled_dropout = nn.Dropout(pooled_dropout)
-        self.image_projection: nn.Module = linear(self.image.dim, embed_dim, bias=False)
+        self.image_projection = linear(self.image.dim, embed_dim, bias=False)
         self.text_projection = linear(self.text.dim, embed_dim, bias=False)
         self.word_head = linear(self.image.dim, vocab_size)  # of the image tower; only a loss asks for it
         self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))

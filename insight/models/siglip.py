@@ -48,7 +48,7 @@ class SiglipTransformer(MultiModalTransformer):
             ),
             text=TextTransformer(vocab_size, context_length, text.dim, text.depth, text.heads, block=text.block, pool="last"),
         )
-        self.image_projection = nn.Identity()
+        self.image_projection = nn.Identity()  # type: ignore[assignment]
         self.text_projection = linear(text.dim, shape.embed_dim)
         self.shape = shape
 

@@ -14,6 +14,7 @@ from insight.data.pretrained_text import load_tokenizer
 from insight.errors import InputError
 from insight.export.bundle import load
 from insight.interpret.explain import explain
+from insight.interpret.methods import METHODS
 from insight.stages import Call
 from lightning_modules.cli import main
 from lightning_modules.drive import run_stages
@@ -129,6 +130,13 @@ def test_adapters_of_a_clip_alone_move_are_in_the_checkpoint_and_leave_a_bundle_
         adapted = again.model.eval().encode_image(pixels).embedding
         torch.testing.assert_close(kept.model.encode_image(pixels).embedding, adapted, atol=1e-5, rtol=1e-4)
         assert not torch.allclose(without.model.encode_image(pixels).embedding, adapted, atol=1e-3)
+    cli = build(copy.deepcopy(config))
+    cli.datamodule.prepare_data()
+    cli.datamodule.setup("fit")
+    batch = cli.datamodule.probe("val", 2)
+    by_heads = [explain(model, batch, None, METHODS["direct_effect"]).image for model in (again.model, kept.model)]  # off the weights
+    torch.testing.assert_close(*by_heads, atol=1e-4, rtol=1e-3)
+
     figures = json.loads((tmp_path / "run" / "summary.json").read_text())["test"]
     words = ["test", "--config", str(tmp_path / "run" / "config.yaml"), "--model.init_args.weights=null", "--output", str(tmp_path)]
     assert main(words) == 0 and json.loads((tmp_path / "test.json").read_text()) == pytest.approx(figures)

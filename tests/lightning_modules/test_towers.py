@@ -12,9 +12,11 @@ import torch
 from datamodules.flickr30k_files import find_images
 from insight.errors import InputError
 from insight.export.bundle import load
+from insight.towers.timm import TimmImage
 from lightning_modules.cli import main
 from lightning_modules.drive import run_stages
 from lightning_modules.engine_cli import build
+from lightning_modules.multimodal import MultiModalModule
 
 timm = pytest.importorskip("timm")
 
@@ -177,3 +179,11 @@ def test_a_mistake_in_a_tower_is_named(config, change, message):
     config["model"]["init_args"]["image"]["init_args"] |= change
     with pytest.raises(InputError, match=message):
         build(config)
+
+
+def test_weights_for_a_tower_of_our_own_are_refused_beside_another_librarys(weights_file):
+    tower = TimmImage(NAME, image_size=SIZE)
+    with pytest.raises(InputError, match=r"image_weights=.*tiny\.pth: the image tower is another library's: give it its own"):
+        MultiModalModule(vocab_size=300, image_size=SIZE, dim=16, heads=2, image=tower, image_weights=str(weights_file))
+    with pytest.raises(InputError, match=r"not the weights of a vision transformer"):
+        MultiModalModule(vocab_size=300, image_size=SIZE, dim=16, heads=2, image_weights=str(weights_file))
