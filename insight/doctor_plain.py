@@ -26,10 +26,19 @@ def layer_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None = None, bi
 
 
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, scale: float | None = None, dropout_p: float = 0.0
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
 ) -> Tensor:
     """``softmax(q k^T * scale) v``; True in a bool mask = attend. (..., T, K), (..., S, K), (..., S, V) -> (..., T, V)."""
     assert dropout_p == 0.0, "a draw of dropout cannot be compared"
+    if is_causal:
+        assert attn_mask is None, "torch takes one of the two"
+        attn_mask = torch.arange(query.shape[-2])[:, None] >= torch.arange(key.shape[-2])
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     score = torch.einsum("...tk,...sk->...ts", query, key) * factor
     if attn_mask is not None:
@@ -50,14 +59,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def gelu(x: Tensor, approximate: str = "none") -> Tensor:
-    """``x * Phi(x)``: https://arxiv.org/abs/1606.08415, equation 1."""
-    assert approximate == "none", "the models use the exact GELU"
-    return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+    """``x * Phi(x)``: https://arxiv.org/abs/1606.08415, equation 1; or its approximation by a hyperbolic tangent, section 2."""
+    if approximate == "none":
+        return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+    power = (-2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)).exp()  # 1 + tanh(y) = 2 / (1 + exp(-2 y))
+    return x / (1 + power)
 
 
 def embedding(rows: Tensor, weight: Tensor, padding_idx: int | None = None) -> Tensor:
     """One-hot rows times the table: its gradient adds up repeated rows without any scatter. Call as ``F.embedding``."""
-    assert padding_idx is None or padding_idx < 0, "the models have no padding row"
+    if padding_idx is not None and padding_idx >= 0:  # a row that does not learn
+        weight = torch.where((torch.arange(len(weight), device=rows.device) == padding_idx)[:, None], weight.detach(), weight)
     one_hot = (rows[..., None] == torch.arange(len(weight), device=rows.device)).to(weight.dtype)
     return torch.einsum("...n,nd->...d", one_hot, weight)
 
@@ -125,7 +137,7 @@ class PlainOperators(TorchFunctionMode):
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is F.embedding:
-            return embedding(args[0], args[1])
+            return embedding(*args[:3])
         return self.replaced.get(func, func)(*args, **_without_defaults(func, kwargs or {}))
 
 

@@ -112,6 +112,8 @@ class EngineCLI(LightningCLI):
         """The whole config as plain data, defaults included, without the run's own folder: replayable."""
         config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
         config.pop("config", None)
+        if self.model.settled:
+            config["model"]["init_args"] |= self.model.settled
         return {**config, "run_dir": None}
 
 

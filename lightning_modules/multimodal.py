@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from insight.errors import InputError
 from insight.models.multimodal import MultiModalTransformer
 from insight.models.tower import ImageTower, TextTower
+from insight.models.vision_transformer import VisionTransformer
 from insight.nn.settings import PLAIN, BlockSettings
+from insight.towers.vision_weights import load_vision_transformer, read_source
 from lightning_modules.base import ImageTextModule
 
 
@@ -27,6 +30,11 @@ class MultiModalModule(ImageTextModule):
         text: The text tower, instead of one of our own; ``text_depth`` is then unused.
         image_batch_norm: Whether batch norm stands between the image tower's pooled vector and its projection.
         pooled_dropout: Dropout of both pooled vectors, before their projections.
+        image_weights: Weights that our own image tower begins with: a file, ``hf-hub:OWNER/MODEL`` of a timm model, or a name of
+            torchvision's, e.g. ``ViT_B_16_Weights.IMAGENET1K_V1``. Null: random ones, or a finished run's, whose checkpoint holds them.
+
+    Raises:
+        InputError: weights of another network, or for a tower that has its own.
     """
 
     def __init__(
@@ -46,6 +54,7 @@ class MultiModalModule(ImageTextModule):
         text: TextTower | None = None,
         image_batch_norm: bool = False,
         pooled_dropout: float = 0.0,
+        image_weights: str | None = None,
     ) -> None:
         super().__init__(
             MultiModalTransformer(
@@ -66,3 +75,10 @@ class MultiModalModule(ImageTextModule):
                 pooled_dropout,
             )
         )
+        if image_weights is not None:
+            if not isinstance(self.model.image, VisionTransformer):
+                raise InputError(
+                    f"model.init_args.image_weights={image_weights}: the image tower is another library's: give it its own, "
+                    "model.init_args.image.init_args.weights"
+                )
+            load_vision_transformer(self.model.image, read_source(image_weights))

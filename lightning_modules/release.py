@@ -18,6 +18,7 @@ from insight.export.bundle import ARCHITECTURES, Bundle, plain_arguments, save
 from insight.export.card import CardFacts, StageRecord, write_card
 from insight.metrics import DIRECTIONS, chance_recall
 from insight.query_ranks import QueryRanks, read_ranks, recall_interval, worst
+from insight.towers.lora import merged
 from lightning_modules.engine_cli import EngineCLI
 from lightning_modules.results import load_weights
 from tracking.facts import git_facts
@@ -55,7 +56,7 @@ def release(cli: EngineCLI, scheduler: StageScheduler, summary: dict[str, Any], 
     handoff = scheduler.handoff_path()
     assert handoff is not None, "a plan has at least one stage"
     load_weights(cli.model, handoff)
-    model = cli.model.cpu().model
+    model = merged(cli.model.cpu().model)
     ranks, ranks_digest = read_ranks(run_dir) if summary["test"] else (None, "")
     data_facts = {
         "fingerprint": data.fingerprint(),

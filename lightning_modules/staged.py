@@ -95,6 +95,12 @@ class StagedModule(L.LightningModule):
         self.losses = Objective({}, model)
         self._previous: list[Any] = []  # in a list: neither trained, nor saved, nor moved as a part of this module
 
+    @property
+    def settled(self) -> dict[str, Any]:
+        """Arguments that the constructor has found out itself (a checkpoint's sizes), for the config that the run keeps: with them the
+        model is built once more when what they were read from has gone."""
+        return {}
+
     # --- of the task: steps ---
     @abstractmethod
     def quantities_of(self, batch: Any, generator: torch.Generator) -> NamedQuantities:

@@ -16,11 +16,11 @@ import tokenizers
 import torch
 from torch import Tensor
 
+from insight.data.siglip_text import HUB, siglip_backend, siglip_files
 from insight.data.text import END, MASK, PAD, SPECIAL, START, Tokenizer
 from insight.errors import InputError
 
 FORMAT = "library tokenizer, renumbered"
-HUB = "hf-hub:"
 
 
 class PretrainedTokenizer(Tokenizer):
@@ -29,10 +29,11 @@ class PretrainedTokenizer(Tokenizer):
     Args:
         backend: The tokenizer itself.
         special: Library ids of padding, start, end and mask; None where it has none.
+        filled: Whether the padding is text like any other, so that every text has the context's length.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, special: Sequence[int | None]) -> None:
-        self._backend = backend
+    def __init__(self, backend: tokenizers.Tokenizer, special: Sequence[int | None], filled: bool = False) -> None:
+        self._backend, self._filled = backend, filled
         self._special = list(special)
         backend.no_padding()
         backend.no_truncation()
@@ -65,6 +66,9 @@ class PretrainedTokenizer(Tokenizer):
         Raises:
             InputError: nothing there, the hub cannot be reached, or a tokenizer that has no fast form.
         """
+        siglip = siglip_files(place)
+        if siglip is not None:
+            return cls(*siglip_backend(siglip), filled=True)
         try:
             transformers: Any = importlib.import_module("transformers")
             found = transformers.AutoTokenizer.from_pretrained(place.removeprefix(HUB), use_fast=True)
@@ -83,7 +87,9 @@ class PretrainedTokenizer(Tokenizer):
         return cls(tokenizers.Tokenizer.from_str(backend.to_str()), [found.pad_token_id, start, end, found.mask_token_id])
 
     def to_json(self) -> str:
-        return json.dumps({"format": FORMAT, "special": self._special, "backend": json.loads(self._backend.to_str())}, ensure_ascii=False)
+        filled = {"filled": True} if self._filled else {}
+        values = {"format": FORMAT, "special": self._special, **filled, "backend": json.loads(self._backend.to_str())}
+        return json.dumps(values, ensure_ascii=False)
 
     def encode(self, texts: Sequence[str], context_length: int) -> tuple[Tensor, Tensor]:
         if context_length <= self.added:
@@ -100,7 +106,7 @@ class PretrainedTokenizer(Tokenizer):
             self._backend.no_truncation()
         for row, encoding in enumerate(encodings):
             tokens_CT[row, : len(encoding.ids)] = torch.tensor([self._own_id[one] for one in encoding.ids])
-            mask_CT[row, : len(encoding.ids)] = True
+            mask_CT[row, : context_length if self._filled else len(encoding.ids)] = True
         return tokens_CT, mask_CT
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -126,7 +132,7 @@ def read_tokenizer(text: str) -> Tokenizer:
         backend = tokenizers.Tokenizer.from_str(json.dumps(found.get("backend")))
     except Exception as error:
         raise InputError(f"this is no tokenizer JSON: {error}") from error
-    return PretrainedTokenizer(backend, special)
+    return PretrainedTokenizer(backend, special, found.get("filled") is True)
 
 
 def load_tokenizer(place: str | Path) -> Tokenizer:

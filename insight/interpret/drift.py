@@ -31,6 +31,7 @@ from insight.interpret.record import attention_layers, record
 from insight.interpret.untouched import untouched
 from insight.nn.attention import Attention, AttentionCall
 from insight.stages import Call
+from insight.towers.lora import weight_of
 
 FILE, VERSION = "drift.json", 1  # in a stage's folder
 MAP_STABILITY = f"map_stability_{PROTOCOL}"
@@ -132,7 +133,7 @@ def _measured(layer: Attention) -> Callable[[AttentionCall], tuple[Tensor, float
 
     def keep(call: AttentionCall) -> tuple[Tensor, float]:
         heads = call.query_BHTK.shape[1]
-        onto_HKD = layer.output.weight.detach().float().T.unflatten(0, (heads, -1))
+        onto_HKD = weight_of(layer.output).detach().float().T.unflatten(0, (heads, -1))
         written_HBT = torch.stack([(call.attended_BHTK[:, head].detach().float() @ onto_HKD[head]).norm(dim=-1) for head in range(heads)])
         if call.mask_BS is None:
             return written_HBT.mean(dim=(1, 2)).cpu(), math.log(max(call.key_BHSK.shape[2], 2))

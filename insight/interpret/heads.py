@@ -22,6 +22,7 @@ from insight.interpret.explain import Subject, Values
 from insight.interpret.family import Tower
 from insight.interpret.record import attention_layers, record, weights_of
 from insight.nn.attention import AttentionCall
+from insight.towers.lora import weight_of
 
 
 class Decomposition(NamedTuple):
@@ -46,14 +47,15 @@ def decompose(subject: Subject, side: str = "image") -> Decomposition:
     """
     tower = subject.family.tower(subject.inputs, side)
     width = tower.norm.normalized_shape[0]
-    projection_DE = torch.eye(width, device=tower.x_RND.device) if tower.projection is None else tower.projection.weight.detach().float().T
-    return _parts(subject, tower, projection_DE[None])
+    if tower.projection is None:
+        return _parts(subject, tower, torch.eye(width, device=tower.x_RND.device)[None])
+    return _parts(subject, tower, weight_of(tower.projection).detach().float().T[None])
 
 
 def head_effects(subject: Subject, side: str, direction_RE: Tensor) -> Decomposition:
     """As ``decompose``, each part as its product with the row's direction: E = 1."""
     tower = subject.family.tower(subject.inputs, side)
-    onto_RD = direction_RE if tower.projection is None else direction_RE @ tower.projection.weight.detach().float()
+    onto_RD = direction_RE if tower.projection is None else direction_RE @ weight_of(tower.projection).detach().float()
     return _parts(subject, tower, onto_RD[..., None])
 
 
@@ -160,7 +162,7 @@ def _head_parts(call: AttentionCall, share_RQ: Tensor, output: nn.Linear, lens_R
     """(R, H, N, E): what each head of one layer reads from each token, through the output map and the lens."""
     heads = call.query_BHTK.shape[1]
     read_RHN = torch.einsum("rq,rhqn->rhn", share_RQ, weights_of(call))
-    through_HKD = output.weight.float().T.unflatten(0, (heads, -1))
+    through_HKD = weight_of(output).float().T.unflatten(0, (heads, -1))
     through_RHKE = torch.einsum("hkd,rde->rhke", through_HKD, lens_RDE)
     seen_RHNE = call.value_BHSK.float() @ through_RHKE
     return read_RHN[..., None] * seen_RHNE

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from insight.errors import InputError
 from insight.stages import nearest
@@ -48,6 +49,37 @@ def add_lora(network: nn.Module, lora: Lora) -> None:
     peft.inject_adapter_in_model(settings, network)
     for name, parameter in network.named_parameters():
         parameter.requires_grad_("lora_" in name)
+
+
+def adapt(network: nn.Module, lora: Lora | None) -> None:
+    """``add_lora``, where adapters are asked for."""
+    if lora is not None:
+        add_lora(network, lora)
+
+
+def has_lora(network: nn.Module) -> bool:
+    return any("lora_" in name for name, _ in network.named_parameters())
+
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def merged(network: Network) -> Network:
+    """The network itself where it has no adapters; else a copy that says the same, with plain layers under the names of old."""
+    if not has_lora(network):
+        return network
+    network = copy.deepcopy(network)
+    merge_lora(network)
+    return network
+
+
+def weight_of(layer: Any) -> Tensor:
+    """Of a linear layer, with what its adapters add to it."""
+    if not has_lora(layer):
+        return layer.weight
+    layer = copy.deepcopy(layer)
+    layer.merge()
+    return layer.get_base_layer().weight
 
 
 def merge_lora(network: nn.Module) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from insight.errors import InputError
 from insight.models.tower import ImageTower
 from insight.stages import nearest
+from insight.towers.lora import Lora, adapt
 from insight.towers.weights import HUB, explained, library, load_strictly
 
 
@@ -26,6 +27,7 @@ class TimmImage(ImageTower):
         std: Standard deviation of its preprocessing, RGB; null: that of the network's training.
         pooling: ``own``: timm's pooled vector; ``mean``: the mean of the regions (where the two differ in width).
         classes: What the network's classifier says of each region and of the whole picture (its logits) stands beside their features.
+        lora: Adapters of low rank, which a stage trains by the pattern ``*lora_*``; null: none.
 
     Raises:
         InputError: unknown name or argument, weights that are missing or another network's, a hub that can't be reached, ``classes`` of a
@@ -42,6 +44,7 @@ class TimmImage(ImageTower):
         std: tuple[float, float, float] | None = None,
         pooling: Literal["own", "mean"] = "own",
         classes: bool = False,
+        lora: Lora | None = None,
     ) -> None:
         timm = library("timm")
         arguments = dict(arguments or {})
@@ -63,6 +66,7 @@ class TimmImage(ImageTower):
         given = network.pretrained_cfg.get("model_args") or {}  # of a model on the hub
         self._built = {"name": network.pretrained_cfg.get("architecture", name), "arguments": {**given, **arguments}}
         self.measure()
+        adapt(self.network, lora)
 
     def rebuilding(self) -> dict[str, Any]:
         own = {"image_size": self.image_size, "mean": self.mean, "std": self.std, "pooling": self.pooling}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from insight.errors import InputError
 from insight.models.tower import ImageTower
 from insight.stages import nearest
+from insight.towers.lora import Lora, adapt
 from insight.towers.weights import explained, load_strictly
 
 GRIDS = ("features", "layer4", "encoder")  # where torchvision's families keep their last map
@@ -30,6 +31,7 @@ class TorchvisionImage(ImageTower):
         std: Standard deviation of its preprocessing, RGB; null: as the mean.
         grid: Path of the module whose output is the map of regions; null: ``features``, ``layer4`` or ``encoder``, which the network has.
         pooling: ``own``: what the last layer would read; ``mean``: the mean of the regions (where the two differ in width).
+        lora: Adapters of low rank, which a stage trains by the pattern ``*lora_*``; null: none.
 
     Raises:
         InputError: unknown name, argument or module, weights that are missing or another network's, no way to download them.
@@ -45,6 +47,7 @@ class TorchvisionImage(ImageTower):
         std: tuple[float, float, float] | None = None,
         grid: str | None = None,
         pooling: Literal["own", "mean"] = "own",
+        lora: Lora | None = None,
     ) -> None:
         arguments = dict(arguments or {})
         if name not in torchvision.models.list_models(module=torchvision.models):
@@ -67,6 +70,7 @@ class TorchvisionImage(ImageTower):
         if self.grid not in dict(network.named_modules()) or not self.grid:
             raise InputError(f"grid={grid}: {name} has no such module; its parts: {', '.join(one for one, _ in network.named_children())}")
         self.measure()
+        adapt(self.network, lora)
 
     def rebuilding(self) -> dict[str, Any]:
         own = {"image_size": self.image_size, "mean": self.mean, "std": self.std, "grid": self.grid, "pooling": self.pooling}

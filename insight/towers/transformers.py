@@ -13,6 +13,7 @@ from insight.data.images import MEAN, STD
 from insight.data.pretrained_text import load_tokenizer
 from insight.errors import InputError
 from insight.models.tower import ImageTower, TextTower
+from insight.towers.lora import Lora, adapt
 from insight.towers.weights import HUB, explained, library, listed, load_strictly
 
 
@@ -28,6 +29,7 @@ class TransformersImage(ImageTower):
         mean: Mean of its preprocessing, RGB; null: that of the checkpoint, ImageNet's where there are random first weights.
         std: Standard deviation of its preprocessing, RGB; null: as the mean.
         pooling: ``own``: the network's pooled vector, or its class token; ``mean``: the mean of the regions.
+        lora: Adapters of low rank, which a stage trains by the pattern ``*lora_*``; null: none.
 
     Raises:
         InputError: no such model, one that reads no pictures, weights that are missing or another network's, no way to reach the hub.
@@ -42,6 +44,7 @@ class TransformersImage(ImageTower):
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
         pooling: Literal["own", "mean"] = "own",
+        lora: Lora | None = None,
     ) -> None:
         network = build(name, weights, dict(arguments or {}), "vision_model")
         config = network.config
@@ -60,6 +63,7 @@ class TransformersImage(ImageTower):
         self.interpolates = own_size is not None and self.image_size != own_size
         self._more = pooling_layer(arguments)
         self.measure()
+        adapt(self.network, lora)
 
     def rebuilding(self) -> dict[str, Any]:
         own = {"image_size": self.image_size, "mean": self.mean, "std": self.std, "pooling": self.pooling}
@@ -89,6 +93,7 @@ class TransformersText(TextTower):
         tokenizer: Folder, file or ``hf-hub:`` name of its tokenizer; null: ``name``.
         context_length: Most tokens of a caption.
         pooling: ``mean`` of the real tokens, the ``first`` or the ``last`` real one.
+        lora: Adapters of low rank, which a stage trains by the pattern ``*lora_*``; null: none.
 
     Raises:
         InputError: no such model, one that reads no text, weights that are missing or another network's, a tokenizer with more entries than
@@ -103,6 +108,7 @@ class TransformersText(TextTower):
         tokenizer: str | None = None,
         context_length: int = 32,
         pooling: Literal["mean", "first", "last"] = "mean",
+        lora: Lora | None = None,
     ) -> None:
         network = build(name, weights, dict(arguments or {}), "text_model")
         config = network.config
@@ -124,6 +130,7 @@ class TransformersText(TextTower):
             )
         super().__init__(network, torch.tensor(ids), place, context_length, config.hidden_size, pooling)
         self._more = pooling_layer(arguments)
+        adapt(self.network, lora)
         self.eval()
 
     def rebuilding(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import shutil
@@ -14,6 +15,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from insight.data.pretrained_text import load_tokenizer
 from lightning_modules.drive import run_stages
 from lightning_modules.engine_cli import build
 from lightning_modules.keys import HYDRA_ONLY
@@ -21,9 +23,18 @@ from lightning_modules.keys import HYDRA_ONLY
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name not in ("experiment", "recipe", "gates", "sweep"))
 IMAGE_TEXT = ["flickr_dual_encoder", "flickr_multistage"]
-OTHERS = ["captioning", "flickr_pretrained_towers", "language_model", "visual_questions", "vit_scenes"]  # each has a test of its own below
+OTHERS = [  # each has a test of its own below
+    "captioning",
+    "flickr_clip_finetune",
+    "flickr_pretrained_towers",
+    "flickr_vit_b16",
+    "language_model",
+    "visual_questions",
+    "vit_scenes",
+]
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONFIGS / group).glob("*.yaml"))]
-OPTIONS.remove(("model", "gpt2"))  # reads weights when it is built: its test is below
+for name in ("gpt2", "clip", "siglip", "vit_b16"):
+    OPTIONS.remove(("model", name))  # reads weights when it is built: has a test of its own
 
 TINY = [
     "model.init_args.dim=16",
@@ -175,6 +186,50 @@ def test_pretrained_towers_train_one_step_of_every_stage_and_leave_a_bundle(flic
     assert [stage["steps"] for stage in summary["stages"]] == [1, 1, 1]
     assert list((tmp_path / "run").glob("*/score_card/*.png"))
     assert (tmp_path / "run" / "bundle" / "manifest.json").exists() and list(scenes_cache.glob("features-*.npy"))
+
+
+def one_gpu_recipe(experiment, words, flickr_root, scenes_cache, tmp_path):
+    """A recipe for a GPU, one step of every stage on the CPU in its own precision. Returns the summary."""
+    words += [word for word in TINY if word.split(".")[0] != "model" and "image_size" not in word]
+    words += [f"data.init_args.root={flickr_root}", f"data.init_args.cache_dir={scenes_cache}", "data.init_args.context_length=12"]
+    words += ["callbacks.attention_maps.init_args.num_examples=1", *LOOKS["flickr30k"]]
+    config = composed(f"+experiment={experiment}", *words)
+    assert config["trainer"]["precision"] == "bf16-mixed"
+    config |= {"run_dir": str(tmp_path / "run"), "run": {**config["run"], "output_dir": str(tmp_path / "outputs")}}
+    assert run_stages(build(config)) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert [stage["steps"] for stage in summary["stages"]] == [1] * len(config["stages"])
+    assert list((tmp_path / "run").glob("*/figures/*.png")), "no picture was drawn"
+    assert (tmp_path / "run" / "bundle" / "manifest.json").exists()
+    return summary
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_the_recipe_that_fine_tunes_a_checkpoint_trains_one_step_and_leaves_a_bundle(family, flickr_root, scenes_cache, tmp_path):
+    for name in ("transformers", "open_clip", "sentencepiece"):
+        pytest.importorskip(name)
+    tiny = importlib.import_module(f"tests.insight.models.tiny_{family}")
+    tiny.hugging_face(tmp_path, depth=5)  # a layer of each rate
+    tiny.save_tokenizer(tmp_path)
+    words = [f"model={family}", f"model.init_args.weights={tmp_path}", f"data.init_args.vocab_size={load_tokenizer(tmp_path).size}"]
+    one_gpu_recipe("flickr_clip_finetune", [*words, "data.init_args.image_size=16"], flickr_root, scenes_cache, tmp_path)
+
+
+def test_the_recipe_around_an_own_vit_trains_one_step_of_every_stage_and_leaves_a_bundle(flickr_root, scenes_cache, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    timm = pytest.importorskip("timm")
+    sizes = {"patch_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    torch.save(timm.create_model("vit_base_patch16_224", img_size=64, **sizes).state_dict(), tmp_path / "vit.pth")
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "circle"]
+    transformers.BertTokenizer(vocab={word: number for number, word in enumerate(entries)}).save_pretrained(tmp_path)
+    transformers.BertModel(transformers.BertConfig(vocab_size=len(entries), **small)).save_pretrained(tmp_path)
+    words = [f"model.init_args.{word}" for word in ("dim=16", "heads=2", "image_depth=1", "embed_dim=16")]
+    words += [f"model.init_args.image_weights={tmp_path / 'vit.pth'}", f"model.init_args.text.init_args.name={tmp_path}"]
+    words += [f"data.init_args.vocab_size={len(entries)}", "data.init_args.image_size=32"]
+    one_gpu_recipe("flickr_vit_b16", words, flickr_root, scenes_cache, tmp_path)
+    start, ended = torch.load(tmp_path / "vit.pth"), torch.load(tmp_path / "run" / "01-cross_modal" / "final.ckpt", weights_only=True)
+    assert torch.equal(ended["state_dict"]["model.image.blocks.0.mlp.expand.weight"], start["blocks.0.mlp.fc1.weight"])  # locked as it came
 
 
 @pytest.mark.parametrize(("model", "stages"), itertools.product(["multimodal"], ["one_stage"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 
@@ -42,6 +43,24 @@ def test_the_plain_formulas_agree_with_numpy():
     target = torch.tensor([5, 0, 2, 2])
     chosen = np.log(power / power.sum(-1, keepdims=True))[range(4), target]
     np.testing.assert_allclose(doctor_plain.cross_entropy(x, target).numpy(), -chosen.mean())
+
+
+def test_what_encoders_of_other_libraries_ask_of_the_operators_has_its_plain_formula_too():
+    query, key, value = torch.randn(3, 2, 5, 4, dtype=torch.float64)
+    causal = [F.scaled_dot_product_attention(query, key, value, is_causal=True)]
+    with doctor_plain.PlainOperators():
+        causal.append(F.scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=True))
+    torch.testing.assert_close(*causal)
+    torch.testing.assert_close(doctor_plain.gelu(query, "tanh"), F.gelu(query, approximate="tanh"))
+    gradients = []
+    for context in (contextlib.nullcontext(), doctor_plain.PlainOperators()):
+        torch.manual_seed(0)
+        table = nn.Embedding(4, 3, padding_idx=1)
+        with context:
+            table(torch.tensor([0, 1, 1, 3])).square().sum().backward()
+        gradients.append(table.weight.grad)
+    torch.testing.assert_close(*gradients)
+    assert not gradients[0][1].any()  # a padding row does not learn
 
 
 def scaled(function, factor=1.1):

@@ -11,9 +11,12 @@ import torch
 
 from datamodules.flickr30k_files import find_images
 from insight.errors import InputError
+from insight.export.bundle import load
+from insight.towers.timm import TimmImage
 from lightning_modules.cli import main
 from lightning_modules.drive import run_stages
 from lightning_modules.engine_cli import build
+from lightning_modules.multimodal import MultiModalModule
 
 timm = pytest.importorskip("timm")
 
@@ -141,9 +144,31 @@ def test_the_kept_test_runs_on_another_folder_whose_pictures_are_all_in_the_test
     assert "the val split is empty" in capsys.readouterr().err
 
 
+def test_adapters_of_a_tower_are_named_in_its_init_args_and_train_alone_in_a_run_that_is_resumed_as_any(config, tmp_path):
+    pytest.importorskip("peft")
+    plain = build(copy.deepcopy(config)).model.state_dict()
+    config["model"]["init_args"]["image"]["init_args"]["lora"] = {"targets": ["conv_head"], "rank": 2}
+    config["stages"] = {"adapters": {**config["stages"]["cross_modal"], "epochs": 1, "train": ["*lora_*", "model.image_projection.*"]}}
+    config["deployment"] = {"bundle": True, "register": False}
+    train(config, tmp_path / "run")
+    after = weights(tmp_path / "run", 1, "adapters")
+    for name, value in plain.items():
+        moved = name.startswith("model.image_projection.")
+        key = name if name in after else name.replace("conv_head.", "conv_head.base_layer.")
+        if name.startswith(("model.image.", "model.image_projection.")):
+            assert torch.equal(after[key], value) != moved, name
+    assert after["model.image.network.conv_head.lora_B.default.weight"].abs().sum() > 0  # it began at zero
+    bundle = load(tmp_path / "run" / "bundle")
+    assert bundle.example_error() == 0 and not any("lora_" in name for name in bundle.model.state_dict())
+    assert run_stages(build({**copy.deepcopy(config), "run_dir": str(tmp_path / "run")})) == 0  # finished, and the very same config
+    words = ["--config", str(tmp_path / "run" / "config.yaml"), "--model.init_args.image.init_args.lora.rank=3"]
+    assert build(words).frozen["model"]["init_args"]["image"]["init_args"]["lora"]["rank"] == 3
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"lora": {"targets": ["attn.qkv"]}}, r"lora\.targets: no linear layer ends with 'attn\.qkv'"),
         ({"weights": "/nowhere/none.pth"}, r"weights=/nowhere/none\.pth: there is no such file"),
         ({"name": "test_efficientnettt"}, "did you mean 'test_efficientnet'"),
         ({"nmae": "x"}, "nmae"),
@@ -154,3 +179,11 @@ def test_a_mistake_in_a_tower_is_named(config, change, message):
     config["model"]["init_args"]["image"]["init_args"] |= change
     with pytest.raises(InputError, match=message):
         build(config)
+
+
+def test_weights_for_a_tower_of_our_own_are_refused_beside_another_librarys(weights_file):
+    tower = TimmImage(NAME, image_size=SIZE)
+    with pytest.raises(InputError, match=r"image_weights=.*tiny\.pth: the image tower is another library's: give it its own"):
+        MultiModalModule(vocab_size=300, image_size=SIZE, dim=16, heads=2, image=tower, image_weights=str(weights_file))
+    with pytest.raises(InputError, match=r"not the weights of a vision transformer"):
+        MultiModalModule(vocab_size=300, image_size=SIZE, dim=16, heads=2, image_weights=str(weights_file))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 
 import pytest
@@ -20,57 +21,12 @@ from insight.models.vision_transformer import VisionTransformer
 from insight.nn.settings import BlockSettings
 
 transformers = pytest.importorskip("transformers", reason="the extra `pretrained` is not installed")
-open_clip = pytest.importorskip("open_clip", reason="the extra `pretrained` is not installed")
+pytest.importorskip("open_clip", reason="the extra `pretrained` is not installed")
+tiny_clip = importlib.import_module("tests.insight.models.tiny_clip")  # needs both
+END, OPEN_CFG, SIZE = tiny_clip.END, tiny_clip.OPEN_CFG, tiny_clip.SIZE
+hugging_face, opened = tiny_clip.hugging_face, tiny_clip.opened
 
-WORDS = ["<|startoftext|>", "<|endoftext|>"]
-LETTERS = [*"abcdefghijklmnopqrstuvwxyz", *(f"{letter}</w>" for letter in "abcdefghijklmnopqrstuvwxyz")]
-SIZE = len(LETTERS) + len(WORDS)  # the end has the highest id, as in CLIP
-END = SIZE - 1
 TEXTS = ["a dog runs", "cat", "some long caption with a tail"]
-OPEN_CFG = {
-    "embed_dim": 12,
-    "quick_gelu": True,
-    "vision_cfg": {"layers": 2, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 16},
-    "text_cfg": {"context_length": 12, "vocab_size": SIZE, "width": 24, "heads": 3, "layers": 2},
-}
-
-
-def filled(network):
-    """Every weight by lot, so that none stands at a zero or one where a mistake would hide."""
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in network.named_parameters():
-        if not name.startswith("logit"):
-            parameter.data = torch.rand(parameter.shape, generator=generator) * (0.4 if parameter.ndim > 1 else 1.0) - 0.2
-    return network.eval()
-
-
-def hugging_face(folder, activation="quick_gelu"):
-    """A tiny CLIP as ``save_pretrained`` leaves it, with its tokenizer."""
-    shape = {"num_hidden_layers": 2, "hidden_act": activation}
-    text = {"vocab_size": SIZE, "hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 3, "max_position_embeddings": 12}
-    image = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
-    config = transformers.CLIPConfig(
-        text_config=text | shape | {"bos_token_id": END - 1, "eos_token_id": END}, vision_config=image | shape, projection_dim=12
-    )
-    model = filled(transformers.CLIPModel(config))
-    model.save_pretrained(folder)
-    vocabulary = {word: number for number, word in enumerate([*LETTERS, *WORDS])}
-    transformers.CLIPTokenizer(vocab=vocabulary, merges=[]).save_pretrained(folder)
-    return model
-
-
-def opened(folder, kind="CLIP", weights="open_clip_model.safetensors"):
-    """A tiny CLIP with the config that open_clip puts beside its weights."""
-    model = filled(getattr(open_clip, kind)(**OPEN_CFG))
-    state = {name: value.contiguous() for name, value in model.state_dict().items()}
-    if weights.endswith(".safetensors"):
-        safetensors.torch.save_file(state, folder / weights)
-    else:
-        torch.save({"state_dict": {f"module.{name}": value for name, value in state.items()}}, folder / weights)
-    (folder / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": OPEN_CFG, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}})
-    )
-    return model
 
 
 def pictures(mean, std, size=16):
@@ -181,7 +137,7 @@ def test_weights_that_do_not_fit_are_listed_and_change_nothing(tmp_path):
 def test_what_is_no_clip_is_refused_in_one_line(tmp_path):
     (_, file), other = alone(tmp_path), tmp_path / "other"
     other.mkdir()
-    with pytest.raises(InputError, match="no CLIP there; give a file"):
+    with pytest.raises(InputError, match="no CLIP or SigLIP there; give a file"):
         read_clip(str(other))
     safetensors.torch.save_file({"conv.weight": torch.zeros(1)}, other / "model.safetensors")
     with pytest.raises(InputError, match=r"not the weights of a CLIP .* its keys: conv.weight"):
@@ -221,7 +177,7 @@ def test_a_checkpoint_of_the_hub_is_the_one_of_its_folder(tmp_path, monkeypatch)
     monkeypatch.setattr(hub, "hf_hub_download", download)
     model = clip_model("hf-hub:owner/tiny")
     assert torch.equal(model.text.embedding.token.weight, theirs.token_embedding.weight)
-    with pytest.raises(InputError, match="hf-hub:owner/other: no CLIP there, or the hub cannot be reached"):
+    with pytest.raises(InputError, match="hf-hub:owner/other: no CLIP or SigLIP there, or the hub cannot be reached"):
         clip_model("hf-hub:owner/other")
 
 
