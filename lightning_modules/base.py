@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,9 +11,13 @@ import torch
 from torch import Tensor
 
 from insight.data.batch import ImageTextBatch, first_captions
+from insight.export.bundle import Parts
+from insight.export.card import TaskFacts
+from insight.export.retrieval_card import retrieval_failures, retrieval_results
 from insight.metrics import RetrievalMetrics, chance_recall, hard_negative_accuracy
 from insight.models.multimodal import MultiModalTransformer
 from insight.models.tower import ImageTower
+from insight.query_ranks import read_ranks
 from lightning_modules.quantities import Quantities
 from lightning_modules.retrievals import RETRIEVAL_FILES, Prediction, save_predictions, save_retrievals
 from lightning_modules.staged import NamedQuantities, Shown, StagedModule
@@ -40,6 +45,9 @@ class ImageTextModule(StagedModule):
     progress = ("train/loss", "val/image_to_text_recall_at_10", "val/text_to_image_recall_at_10")
     input_files = ("tokenizer.json",)
     result_files: ClassVar[tuple[str, ...]] = RETRIEVAL_FILES
+    tracked: ClassVar[tuple[str, ...]] = ("val/mean_recall", "val/image_to_text_recall_at_10", "val/text_to_image_recall_at_10")
+    purpose: ClassVar[str] = "compares pictures with captions"
+    usage: ClassVar[str] = 'model.similarity(["picture.jpg"], ["a dog runs on the beach"])'
     model: MultiModalTransformer
 
     def __init__(self, model: MultiModalTransformer) -> None:
@@ -86,6 +94,18 @@ class ImageTextModule(StagedModule):
             listed = "  ".join(f"{label} {test[name]:.3f}" for label, name in named.items() if name in test)
             lines.append(f"hard negatives, {kind} combinations (chance .5): {listed}")
         return lines
+
+    # --- what a finished run leaves for others ---
+    def parts(self, given: Mapping[str, Any], data: Any) -> Parts:
+        return super().parts(given, data)._replace(tokenizer=data.tokenizer, text=data.probe("val", 1).texts[0])
+
+    def card(self, run_dir: Path, data: Any, test: dict[str, float]) -> TaskFacts:
+        """Recalls with their intervals, and the worst queries."""
+        facts = super().card(run_dir, data, test)
+        return dataclasses.replace(facts, results=retrieval_results(read_ranks(run_dir)[0], test)) if test else facts
+
+    def failures(self, run_dir: Path) -> str:
+        return retrieval_failures(read_ranks(run_dir)[0])
 
     # --- steps ---
     def quantities_of(self, batch: ImageTextBatch, generator: torch.Generator) -> Quantities:

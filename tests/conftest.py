@@ -6,11 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that a test starts, too
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+import torch
+
+torch.set_num_threads(1)  # here: a module's fixture is made before the first test's _one_thread
 
 
 @pytest.fixture(autouse=True)

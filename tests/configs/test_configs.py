@@ -113,8 +113,10 @@ def test_a_debug_run_is_not_registered():
     assert composed("trainer=debug")["deployment"] == {"name": "flickr", "bundle": True, "register": False}
 
 
-@pytest.mark.parametrize("experiment", IMAGE_TEXT)
-@pytest.mark.parametrize("data", ["scenes", "flickr30k"])
+# flickr_multistage on scenes, with every callback, is the README's first command: tests/test_readme.py
+@pytest.mark.parametrize(
+    ("experiment", "data"), [("flickr_dual_encoder", "scenes"), *itertools.product(IMAGE_TEXT, ["flickr30k"])], ids=lambda value: value
+)
 def test_every_experiment_trains_one_step_of_every_stage(experiment, data, flickr_root, scenes_cache, tmp_path):
     place = (
         [f"data.init_args.root={flickr_root}"]

@@ -9,7 +9,6 @@ import shutil
 import signal
 import statistics
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from lightning_modules.overrides import CONFIGS, compose_plain
 from lightning_modules.settings import Dimension
 from lightning_modules.space import read_sweep
 from lightning_modules.study import STUDY, SweepStudy, TrialRow
+from tests.processes import forked
 from tracking import facts
 from tracking.shipper import PARENT_TAG
 from tracking.store import open_client
@@ -51,20 +51,6 @@ def words(scenes_cache: Path, outputs: Path, *more: str) -> list[str]:
 
 def run(overrides: list[str], full_error: bool = False) -> int:
     return run_composed(compose_plain(CONFIGS, overrides), overrides, full_error)
-
-
-def forked(function: Callable[[], int]) -> int:
-    """The exit code of ``function`` in a process of its own, negative for a signal."""
-    child = os.fork()
-    if child == 0:
-        code = 70
-        try:
-            code = function()
-        except BaseException:  # noqa: BLE001 - a process of its own: its traceback is its report
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
