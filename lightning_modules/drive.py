@@ -223,6 +223,8 @@ def open_tracking(cli: EngineCLI, run_dir: Path, sweep_dir: Path | None = None) 
 
 def _run(cli: EngineCLI, run_dir: Path, weights: Path | None, stop: threading.Event, tracked: TrackedRun | None) -> None:
     data, model = cli.datamodule, cli.model
+    if hasattr(data, "stop_asked"):
+        data.stop_asked = stop.is_set  # what takes minutes stops at its next batch
     if data.generated:
         say(data.describe())  # before anything else: these are not photos
     data.prepare_data()
