@@ -17,6 +17,17 @@ import torch
 torch.set_num_threads(1)  # here: a module's fixture is made before the first test's _one_thread
 
 
+# The files that take longest, the longest first: begun first, they leave no worker alone at the end (make test: --dist loadfile).
+LONGEST = (
+    *("test_readme.py", "test_configs.py", "test_resume.py", "test_release.py", "test_release_notebook.py", "test_tracked_runs.py"),
+    *("test_notebooks.py", "test_sweep.py", "test_ddp.py", "test_classifier_run.py", "test_language_run.py", "test_drive.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
