@@ -124,7 +124,7 @@ class ImageTextModule(StagedModule):
         image, text = self.model.encode_image(batch.image), self.model.encode_text(batch.tokens, batch.token_mask)
         caption_image_id = batch.image_id[batch.caption_row]
         self.val_retrieval.update(image.embedding, text.embedding, batch.image_id, batch.caption_id, caption_image_id)
-        if self.losses.bound and self.trainer.world_size == 1:  # shares of several devices differ in size: no loss is defined over them
+        if self.losses.bound:
             served = self.trainer.datamodule.serving.captions_per_image  # type: ignore[attr-defined]
             part = batch if served == "all" else first_captions(batch, served)  # as many captions as in training
             self.log_validation_loss(part, batch_idx)

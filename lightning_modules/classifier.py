@@ -190,7 +190,7 @@ class ClassifierModule(StagedModule):
     def validation_step(self, batch: LabelledBatch, batch_idx: int) -> None:
         logits_BK = self.model(batch.image).logits
         self.val_accuracy.update(logits_BK[batch.counted], batch.label[batch.counted])
-        if self.trainer.world_size == 1 and self.losses.bound:  # the shares of several devices differ in size
+        if self.losses.bound:
             self.log_validation_loss(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:

@@ -130,7 +130,7 @@ model.write(Writing("a dog", num=3))"""
 
     def validation_step(self, batch: TextBatch, batch_idx: int) -> None:
         self._evaluate(batch, self.val_figures)
-        if self.trainer.world_size == 1 and self.losses.bound:
+        if self.losses.bound:
             self.log_validation_loss(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:

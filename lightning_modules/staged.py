@@ -21,6 +21,7 @@ from insight.errors import InputError, TrainingFailure
 from insight.export.building import plain_arguments
 from insight.export.bundle import Parts
 from insight.export.card import NOT_MEASURED, NOT_TESTED, TaskFacts, figures_table
+from insight.gather import alone
 from insight.objective import BoundLoss, Objective
 from insight.optim import build_optimizer, build_schedule
 from insight.stages import Stage, bind_losses, derive_seed
@@ -217,11 +218,12 @@ class StagedModule(L.LightningModule):
         return loss
 
     def log_validation_loss(self, batch: Any, batch_idx: int) -> None:
-        """``val/loss`` and its terms, with lots that are the same in every validation."""
-        terms = self.loss_terms(batch, derive_seed(0, batch_idx), training=False)
-        if terms:
-            values = {"val/loss": self.losses.total(terms), **{f"val/loss/{name}": value for name, value in terms.items()}}
-            self.log_dict(values, on_epoch=True, batch_size=len(self.example_names(batch)))
+        """``val/loss`` and its terms, with lots that are the same in every validation. Several devices each take the loss of their own
+        batches, whose sizes differ; the mean is over the examples of all of them."""
+        with alone():
+            terms = self.loss_terms(batch, derive_seed(0, batch_idx), training=False)
+            values = {"val/loss": self.losses.total(terms), **{f"val/loss/{name}": value for name, value in terms.items()}} if terms else {}
+        self.log_dict(values, on_epoch=True, batch_size=len(self.example_names(batch)), sync_dist=self.trainer.world_size > 1)
 
     # --- optimiser ---
     def configure_optimizers(self) -> Any:

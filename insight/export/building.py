@@ -19,6 +19,7 @@ from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.models.language_model import LanguageModel
 from insight.models.multimodal import MultiModalTransformer
 from insight.models.tower import ImageTower, TextTower
+from insight.nn.settings import BlockSettings
 from insight.stages import check_arguments, nearest
 from insight.towers.timm import TimmImage
 from insight.towers.torchvision import TorchvisionImage
@@ -50,7 +51,7 @@ def described(model: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any]:
     name = type(model).__name__
     if ARCHITECTURES.get(name) is not type(model):
         raise InputError(f"{name} cannot be bundled: it is not in ARCHITECTURES of insight/export/building.py ({', '.join(ARCHITECTURES)})")
-    plain = {key: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value for key, value in arguments.items()}
+    plain = {key: dataclasses.asdict(value) if isinstance(value, BlockSettings) else value for key, value in arguments.items()}
     towers = {side: described_tower(getattr(model, side)) for side in ("image", "text") if arguments.get(side) is not None}
     return {"architecture": name, "arguments": {**plain, **towers}}
 

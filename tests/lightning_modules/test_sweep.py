@@ -108,7 +108,7 @@ def test_one_run_holds_the_six_trials_and_knows_the_best(finished):
         trial = trials[f"rates-{row['number']}"]
         assert trial.info.status == {"complete": "FINISHED", "pruned": "KILLED"}[row["state"]]
         assert trial.data.tags.get("pruned", "") == row["reason"]
-        assert float(trial.data.params[KEY]) == row["values"]["rate"]
+        assert float(trial.data.params[KEY]) == row["values"]["rate"] and trial.data.tags["trial"] == str(row["number"])
         stages = client.search_runs(["1"], f"tags.`{PARENT_TAG}` = '{trial.info.run_id}'")
         assert [stage.info.run_name for stage in stages] == ["01-one_stage"]
     best = max((row for row in rows if row["state"] == "complete"), key=lambda row: (row["value"], -row["number"]))
@@ -117,7 +117,8 @@ def test_one_run_holds_the_six_trials_and_knows_the_best(finished):
     values = {point.step: point.value for point in client.get_metric_history(parent.info.run_id, "sweep/value")}
     assert values == {row["number"]: row["value"] for row in rows}
     assert {"trials.json", "trials.png", "sweep.yaml"} <= {file.path for file in client.list_artifacts(parent.info.run_id)}
-    assert not client.search_registered_models()
+    assert not client.search_registered_models() and "trial" not in parent.data.tags
+    assert not (folder.parent.parent / "latest").exists()  # it stays the newest run that is no trial
     assert Image.open(folder / "trials.png").size[0] > 500 and (folder / "trials.png").stat().st_size < 100_000
 
 
