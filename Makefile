@@ -28,7 +28,7 @@ train: $(STAMP) ## train the three stages on the generated set; ARGS="key=value 
 	.venv/bin/python train.py +experiment=flickr_multistage $(ARGS)
 
 test: $(STAMP) ## run the tests, several at a time; ARGS="-k name" chooses
-	.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(STAMP) ## lint, format, types, import contracts
 	.venv/bin/ruff check .

@@ -9,7 +9,6 @@ from typing import Literal
 from datamodules.captions import SPLITS
 from datamodules.flickr30k_files import read_flickr30k, remedies
 from datamodules.scenes_files import Settings, ensure_scenes
-from datamodules.scenes_world import VERSION
 from datamodules.texts import Document, TextDataModule
 from insight.errors import InputError
 
@@ -125,9 +124,6 @@ class SceneTextDataModule(CaptionTextDataModule):
         eval_images: int | None = None,
         seed: int = 0,
     ) -> None:
-        for key, value in (("num_train", num_train), ("num_val", num_val), ("num_test", num_test)):
-            if value < 1:
-                raise InputError(f"data.init_args.{key}={value}: each split needs at least one picture")
         super().__init__(
             root=None,
             format="karpathy",
@@ -141,8 +137,7 @@ class SceneTextDataModule(CaptionTextDataModule):
             eval_images=eval_images,
             seed=seed,
         )
-        most = eval_images or num_val + num_test  # a picture is the same however many are rendered: no more than are used
-        self.settings = Settings(seed, min(num_train, train_images or num_train), min(num_val, most), min(num_test, most))
+        self.settings = Settings.of(seed, num_train, num_val, num_test, train_images, eval_images)
         self.scenes_cache = Path(cache_dir)
 
     def locate(self) -> Path:
@@ -154,5 +149,4 @@ class SceneTextDataModule(CaptionTextDataModule):
 
     def describe(self) -> str:
         """One line; nothing has to be rendered for it."""
-        sizes = f"{self.settings.train} training, {self.settings.val} validation and {self.settings.test} test pictures of coloured shapes"
-        return f"generated data (scenes v{VERSION}, seed {self.settings.seed}): captions of {sizes}, not of photos"
+        return self.settings.describe("captions of ")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import logging
 import os
@@ -80,9 +81,10 @@ def build_features(
     precision: Literal["float16", "float32"],
     regions: bool,
     cache_dir: Path,
+    stop_asked: Callable[[], bool],
 ) -> FeatureCache:
     """Find the features of these pictures, or compute them. The file appears under its name only when it is whole; one that was damaged
-    since is made anew.
+    since is made anew. Interrupted, it stops at the next batch, and the next call goes on from there.
 
     Args:
         tower: Locked; it is used where and as it is, in evaluation mode, without autocast.
@@ -93,6 +95,10 @@ def build_features(
         precision: Of the file.
         regions: Keep the regions too; False: the pooled vector alone, T = 1.
         cache_dir: Where the file lies.
+        stop_asked: Whether to stop.
+
+    Raises:
+        KeyboardInterrupt: it was asked to stop.
     """
     tokens = 1 + tower.grid_size**2 if regions else 1
     shape, dtype = (len(pictures), num_views, tokens, tower.dim), np.dtype(precision)
@@ -102,7 +108,7 @@ def build_features(
     if not is_whole(path, shape, dtype):
         cache_dir.mkdir(parents=True, exist_ok=True)
         remove_stale(cache_dir)
-        _write(tower, pixels, shape, dtype, path)
+        _write(tower, pixels, shape, dtype, path, stop_asked)
     return FeatureCache(path)
 
 
@@ -132,30 +138,79 @@ def crc32(features: np.ndarray) -> int:
 
 
 @torch.no_grad()
-def _write(tower: ImageTower, pixels: Callable[[int, int], Tensor], shape: tuple[int, ...], dtype: np.dtype, path: Path) -> None:
-    num_pictures, num_views, tokens, _ = shape
+def _write(
+    tower: ImageTower,
+    pixels: Callable[[int, int], Tensor],
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    path: Path,
+    stop_asked: Callable[[], bool],
+) -> None:
+    """Compute them into ``path``. What is done when Ctrl-C interrupts is kept beside it, and the next call goes on from there."""
+    num_pictures, num_views, tokens, width = shape
     places = [(picture, view) for picture in range(num_pictures) for view in range(num_views)]
     batches = [places[start : start + AT_ONCE] for start in range(0, len(places), AT_ONCE)]
     position = next(tower.parameters())
     modes = [(module, module.training) for module in tower.modules()]
-    partial, checksum = path.with_name(f"{path.name}.{os.getpid()}.partial"), 0
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": dtype.str, "fortran_order": False, "shape": shape})
+    sizes = [len(header.getvalue()), *(len(batch) * tokens * width * dtype.itemsize for batch in batches)]
+    done, checksum = _taken_over(path, partial, sizes)
     try:
         tower.eval()
-        with open(partial, "wb") as file, torch.autocast(position.device.type, enabled=False):
-            np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": shape})
-            for batch in track(batches, "Computing the locked tower's features once", transient=True):
+        with open(partial, "r+b" if done else "wb") as file, torch.autocast(position.device.type, enabled=False):
+            file.write(header.getvalue())
+            file.truncate(sum(sizes[: 1 + done]))  # half a batch may stand behind what is whole
+            file.seek(0, os.SEEK_END)
+            for batch in track(batches[done:], "Computing the locked tower's features once", transient=True):
+                if stop_asked():
+                    raise KeyboardInterrupt
                 image = normalise(torch.stack([pixels(*place) for place in batch])).to(position)
                 written = tower.embed(image)[:, :tokens].float().cpu().numpy().astype(dtype).tobytes()
-                checksum = zlib.crc32(written, checksum)
                 file.write(written)
+                done, checksum = done + 1, zlib.crc32(written, checksum)
             file.flush()
             os.fsync(file.fileno())
-        note = path.with_suffix(".json")
-        partial_note = note.with_name(f"{note.name}.{os.getpid()}.partial")
-        partial_note.write_text(json.dumps({"crc32": checksum, "shape": shape}), encoding="utf-8")
-        os.replace(partial_note, note)
+        _write_note(path.with_suffix(".json"), {"crc32": checksum, "shape": shape})
         os.replace(partial, path)
+    except KeyboardInterrupt:
+        if done:
+            _write_note(_begun(path).with_suffix(".json"), {"crc32": checksum, "batches": done})
+            os.replace(partial, _begun(path))
+        raise
     finally:
         partial.unlink(missing_ok=True)
         for module, training in modes:
             module.training = training
+
+
+def _begun(path: Path) -> Path:
+    """Where an interrupted computation keeps what it has."""
+    return path.with_suffix(".begun.npy")
+
+
+def _taken_over(path: Path, partial: Path, sizes: Sequence[int]) -> tuple[int, int]:
+    """Batches that an interrupted computation left, whose file now is ``partial``, and their checksum; (0, 0): there are none.
+
+    Args:
+        sizes: Bytes of the header, and of each batch.
+    """
+    try:
+        os.replace(_begun(path), partial)  # of several processes, one gets it
+        note = json.loads(_begun(path).with_suffix(".json").read_text(encoding="utf-8"))
+        done, checksum, found = int(note["batches"]), int(note["crc32"]), 0
+        with open(partial, "rb") as file:
+            file.seek(sizes[0])
+            for size in sizes[1 : 1 + done]:
+                found = zlib.crc32(file.read(size), found)
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0, 0
+    return (done, checksum) if found == checksum else (0, 0)
+
+
+def _write_note(note: Path, facts: dict[str, Any]) -> None:
+    """Atomically."""
+    partial = note.with_name(f"{note.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(facts), encoding="utf-8")
+    os.replace(partial, note)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -20,9 +21,9 @@ from datamodules.image_cache import ImageCache, build_cache
 from datamodules.loading import EpochBatches, EpochOrder, ResumableLoader, evaluation_loader, rank_share
 from datamodules.phrases import Phrases, read_phrases
 from datamodules.samples import FixedViews, Split, TrainingSamples, WholeFeatures, split_texts
+from datamodules.serving import Serving
 from insight.data.augmentation import ImageAugmentation, TextAugmentation
 from insight.data.batch import ImageTextBatch
-from insight.data.images import ImageTransform
 from insight.data.pretrained_text import load_tokenizer, read_tokenizer
 from insight.data.text import Tokenizer
 from insight.errors import InputError
@@ -30,20 +31,6 @@ from insight.models.tower import ImageTower
 from insight.stages import Call, load
 
 logger = logging.getLogger(__name__)
-
-
-class Serving(NamedTuple):
-    """How training batches are made: what a stage may change."""
-
-    batch_size: int
-    captions_per_image: int | Literal["all"]
-    views: int
-    crop_scale_min: float
-    color_jitter: float
-    flip: bool
-    text_augmentation: TextAugmentation | None = None
-    image_augmentation: ImageAugmentation | None = None
-    curriculum: Call | None = None
 
 
 class Flickr30kDataModule(LightningDataModule):
@@ -133,6 +120,7 @@ class Flickr30kDataModule(LightningDataModule):
         self.features = features
         self._tower: ImageTower | None = None  # locked, and its features are served
         self._tower_regions = True
+        self.stop_asked: Callable[[], bool] = lambda: False  # a driver says here how it is to be asked
         self._tokenizer_path = tokenizer
         self._tokenizer_given: Tokenizer | None = None  # of a checkpoint
         self._own = Serving(batch_size, captions_per_image, views, crop_scale_min, color_jitter, flip)
@@ -161,21 +149,21 @@ class Flickr30kDataModule(LightningDataModule):
         Raises:
             InputError: a value out of range.
         """
-        asked = Serving._make(
-            (batch_size, captions_per_image, views, crop_scale_min, color_jitter, flip, text_augmentation, image_augmentation, curriculum)
-        )._asdict()
-        serving = self._own._replace(**{name: value for name, value in asked.items() if value is not None})
-        if serving.batch_size < 1:
-            raise InputError(f"batch_size={serving.batch_size}: must be at least 1")
-        if serving.captions_per_image != "all" and serving.captions_per_image < 1:
-            raise InputError(f"captions_per_image={serving.captions_per_image}: must be at least 1, or all")
-        if serving.views not in (1, 2):
-            raise InputError(f"views={serving.views}: must be 1 or 2")
-        self.transform = ImageTransform(
-            self.image_size, serving.crop_scale_min, serving.color_jitter, serving.flip, serving.image_augmentation
+        self.serving = self._own.changed(
+            {
+                "batch_size": batch_size,
+                "captions_per_image": captions_per_image,
+                "views": views,
+                "crop_scale_min": crop_scale_min,
+                "color_jitter": color_jitter,
+                "flip": flip,
+                "text_augmentation": text_augmentation,
+                "image_augmentation": image_augmentation,
+                "curriculum": curriculum,
+            }
         )
+        self.transform = self.serving.transform(self.image_size)
         self.stage_seed = stage_seed
-        self.serving = serving
 
     # --- from disk ---
     def locate(self) -> Path:
@@ -289,6 +277,7 @@ class Flickr30kDataModule(LightningDataModule):
             self.features.precision,
             self._tower_regions,
             self.cache_dir,
+            self.stop_asked,
         )
         if world > 1 and not rank and self.trainer is not None:
             self.trainer.strategy.barrier()

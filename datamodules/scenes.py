@@ -11,7 +11,6 @@ from typing import Literal
 from datamodules.feature_cache import Features
 from datamodules.flickr30k import Flickr30kDataModule
 from datamodules.scenes_files import Settings, ensure_scenes
-from datamodules.scenes_world import VERSION
 from insight.data.augmentation import ImageAugmentation, TextAugmentation
 from insight.errors import InputError
 from insight.stages import Call
@@ -74,9 +73,6 @@ class ScenesDataModule(Flickr30kDataModule):
         seed: int = 0,
         features: Features | None = None,
     ) -> None:
-        for key, value in (("num_train", num_train), ("num_val", num_val), ("num_test", num_test)):
-            if value < 1:
-                raise InputError(f"data.init_args.{key}={value}: each split needs at least one picture")
         _refuse_flip(flip, "data.init_args.flip")
         super().__init__(
             root=None,
@@ -99,8 +95,7 @@ class ScenesDataModule(Flickr30kDataModule):
             seed=seed,
             features=features,
         )
-        most = eval_images or num_val + num_test  # a picture is the same however many are rendered: no more than are used
-        self.settings = Settings(seed, min(num_train, train_images or num_train), min(num_val, most), min(num_test, most))
+        self.settings = Settings.of(seed, num_train, num_val, num_test, train_images, eval_images)
         self.scenes_cache = Path(cache_dir)
 
     def locate(self) -> Path:
@@ -129,10 +124,7 @@ class ScenesDataModule(Flickr30kDataModule):
 
     def describe(self) -> str:
         """One line; nothing has to be rendered for it."""
-        rendered = self.settings._asdict()
-        train, val, test = (min(rendered[split], self.limits[split] or rendered[split]) for split in ("train", "val", "test"))
-        sizes = f"{train} training, {val} validation and {test} test pictures of coloured shapes, not photos"
-        return f"generated data (scenes v{VERSION}, seed {self.settings.seed}): {sizes}"
+        return self.settings.describe("")
 
 
 def _refuse_flip(flip: bool | None, key: str) -> None:

@@ -44,6 +44,24 @@ class Settings(NamedTuple):
     val: int
     test: int
 
+    @classmethod
+    def of(cls, seed: int, num_train: int, num_val: int, num_test: int, train_images: int | None, eval_images: int | None) -> Settings:
+        """What a data module of scenes renders: a picture is the same however many there are, so no more than are used.
+
+        Raises:
+            InputError: a split without pictures.
+        """
+        for key, value in (("num_train", num_train), ("num_val", num_val), ("num_test", num_test)):
+            if value < 1:
+                raise InputError(f"data.init_args.{key}={value}: each split needs at least one picture")
+        most = eval_images or num_val + num_test
+        return cls(seed, min(num_train, train_images or num_train), min(num_val, most), min(num_test, most))
+
+    def describe(self, what: str) -> str:
+        """One line for people, who must not take them for photos. ``what``: is served, e.g. ``captions of ``; empty: the pictures."""
+        sizes = f"{self.train} training, {self.val} validation and {self.test} test pictures of coloured shapes"
+        return f"generated data (scenes v{VERSION}, seed {self.seed}): {what}{sizes}, not {'of ' if what else ''}photos"
+
     @property
     def folder_name(self) -> str:
         return f"scenes-v{VERSION}-seed{self.seed}-{self.train}-{self.val}-{self.test}"

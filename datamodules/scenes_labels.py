@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from datamodules.labelled import Labelled, LabelledDataModule, Serving, picture_file
 from datamodules.scenes_files import Settings, ensure_scenes
-from datamodules.scenes_world import BACKGROUND_COLOURS, COLOURS, SHAPES, VERSION
+from datamodules.scenes_world import BACKGROUND_COLOURS, COLOURS, SHAPES
 from insight.errors import InputError
 
 Label = Literal["colour", "shape", "count", "background"]
@@ -64,14 +64,10 @@ class ScenesLabelsDataModule(LabelledDataModule):
         eval_images: int | None = None,
         seed: int = 0,
     ) -> None:
-        for key, value in (("num_train", num_train), ("num_val", num_val), ("num_test", num_test)):
-            if value < 1:
-                raise InputError(f"data.init_args.{key}={value}: each split needs at least one picture")
         serving = Serving(batch_size, crop_scale_min, color_jitter, flip=False)
         super().__init__(cache_dir, image_size, serving, eval_batch_size, num_workers, train_images, eval_images, False, seed)
-        most = eval_images or num_val + num_test
         self.label: Label = label
-        self.settings = Settings(seed, min(num_train, train_images or num_train), min(num_val, most), min(num_test, most))
+        self.settings = Settings.of(seed, num_train, num_val, num_test, train_images, eval_images)
 
     def find(self) -> Labelled:
         folder = ensure_scenes(self.cache_dir, self.settings)
@@ -99,12 +95,9 @@ class ScenesLabelsDataModule(LabelledDataModule):
 
     def describe(self) -> str:
         """One line; nothing has to be rendered for it."""
-        train, val, test = self.settings[1:]
         what = {"colour": "colour of the leftmost thing", "shape": "shape of the leftmost thing", "count": "number of things"}
-        return (
-            f"generated data (scenes v{VERSION}, seed {self.settings.seed}): {train} training, {val} validation and {test} test pictures "
-            f"of coloured shapes, not photos; class: {what.get(self.label, 'colour of the background')}, {len(CLASSES[self.label])} classes"
-        )
+        told = what.get(self.label, "colour of the background")
+        return f"{self.settings.describe('')}; class: {told}, {len(CLASSES[self.label])} classes"
 
 
 def label_of(row: dict[str, Any], label: Label) -> str:

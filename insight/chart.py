@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 from xml.sax.saxutils import escape, quoteattr
 
+STYLE = Path(__file__).with_name("page.css")  # of every page of this project that is written into a file
 WIDTH, HEIGHT = 360, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 20, 24  # margins
 LETTER = 5.2  # of a mark's name: its width

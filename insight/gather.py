@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -9,16 +12,31 @@ import torch.distributed as dist
 from torch import Tensor
 
 MAX_DIMS = 8
+_ALONE: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within, this process counts as the only one: a loss is that of its own batch, and asks the others for nothing."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
+def _in_group() -> bool:
+    return not _ALONE.get() and dist.is_available() and dist.is_initialized()
 
 
 def world_size() -> int:
     """Processes of the default group; 1 when ``torch.distributed`` is not in use."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if _in_group() else 1
 
 
 def rank() -> int:
     """This process in the default group; 0 when ``torch.distributed`` is not in use."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return dist.get_rank() if _in_group() else 0
 
 
 class GatherWithGradient(torch.autograd.Function):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,9 +13,13 @@ from torch import Tensor
 
 from insight.data.batch import ImageTextBatch, first_captions
 from insight.errors import InputError
+from insight.export.bundle import Parts
+from insight.export.card import TaskFacts
+from insight.export.retrieval_card import retrieval_failures, retrieval_results
 from insight.metrics import RetrievalMetrics, chance_recall, hard_negative_accuracy
 from insight.models.multimodal import MultiModalTransformer
 from insight.models.tower import ImageTower
+from insight.query_ranks import read_ranks
 from insight.stages import Stage
 from lightning_modules.quantities import Quantities
 from lightning_modules.retrievals import RETRIEVAL_FILES, Prediction, save_predictions, save_retrievals
@@ -46,6 +51,9 @@ class ImageTextModule(StagedModule):
     progress = ("train/loss", "val/image_to_text_recall_at_10", "val/text_to_image_recall_at_10")
     input_files = ("tokenizer.json",)
     result_files: ClassVar[tuple[str, ...]] = RETRIEVAL_FILES
+    tracked: ClassVar[tuple[str, ...]] = ("val/mean_recall", "val/image_to_text_recall_at_10", "val/text_to_image_recall_at_10")
+    purpose: ClassVar[str] = "compares pictures with captions"
+    usage: ClassVar[str] = 'model.similarity(["picture.jpg"], ["a dog runs on the beach"])'
     model: MultiModalTransformer
 
     def __init__(self, model: MultiModalTransformer) -> None:
@@ -109,6 +117,18 @@ class ImageTextModule(StagedModule):
             lines.append(f"hard negatives, {kind} combinations (chance .5): {listed}")
         return lines
 
+    # --- what a finished run leaves for others ---
+    def parts(self, given: Mapping[str, Any], data: Any) -> Parts:
+        return super().parts(given, data)._replace(tokenizer=data.tokenizer, text=data.probe("val", 1).texts[0])
+
+    def card(self, run_dir: Path, data: Any, test: dict[str, float]) -> TaskFacts:
+        """Recalls with their intervals, and the worst queries."""
+        facts = super().card(run_dir, data, test)
+        return dataclasses.replace(facts, results=retrieval_results(read_ranks(run_dir)[0], test)) if test else facts
+
+    def failures(self, run_dir: Path) -> str:
+        return retrieval_failures(read_ranks(run_dir)[0])
+
     # --- steps ---
     def quantities_of(self, batch: ImageTextBatch, generator: torch.Generator) -> Quantities:
         return Quantities(self.model, batch, generator, self._before)
@@ -126,7 +146,7 @@ class ImageTextModule(StagedModule):
         image, text = self.model.encode_image(batch.image), self.model.encode_text(batch.tokens, batch.token_mask)
         caption_image_id = batch.image_id[batch.caption_row]
         self.val_retrieval.update(image.embedding, text.embedding, batch.image_id, batch.caption_id, caption_image_id)
-        if self.losses.bound and self.trainer.world_size == 1:  # shares of several devices differ in size: no loss is defined over them
+        if self.losses.bound:
             served = self.trainer.datamodule.serving.captions_per_image  # type: ignore[attr-defined]
             part = batch if served == "all" else first_captions(batch, served)  # as many captions as in training
             self.log_validation_loss(part, batch_idx)

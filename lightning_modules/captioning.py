@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -17,6 +18,8 @@ from insight.caption_metrics import caption_scores, cider_d
 from insight.captions import write_captions
 from insight.data.batch import ImageTextBatch
 from insight.errors import InputError
+from insight.export.card import TaskFacts, figures_table, table
+from insight.export.retrieval_card import WORST
 from insight.gather import world_size
 from insight.interpret.localisation import PhraseScores
 from insight.interpret.maps import MapFacts
@@ -80,6 +83,9 @@ class CaptioningModule(CrossAttentionModule):
     )
     progress = ("train/loss", "val/caption_cider_d", "val/image_to_text_recall_at_10")
     result_files = (*RETRIEVAL_FILES, CAPTIONS, SHEET, WORDS)
+    tracked = ("val/caption_cider_d", "val/image_to_text_recall_at_10")
+    purpose = "writes captions of pictures, and compares pictures with captions"
+    usage = 'model.write(["picture.jpg"], beams=3)'
 
     def __init__(
         self,
@@ -194,6 +200,24 @@ class CaptioningModule(CrossAttentionModule):
         for name, baseline in baselines.items():
             copied = [one._replace(generated=text) for one, text in zip(self._written, baseline.write(images), strict=True)]
             self.log_dict({f"test/baseline/{name}/{what}": value for what, value in figures_of(copied).items()})
+
+    # --- what a finished run leaves for others ---
+    def card(self, run_dir: Path, data: Any, test: dict[str, float]) -> TaskFacts:
+        """The captions' figures, then the recalls."""
+        facts = super().card(run_dir, data, test)
+        if not test:
+            return facts
+        captions = figures_table(
+            {name: value for name, value in test.items() if "caption_" in name}, METRICS, self.shown.tests, self.references(data, "test")
+        )
+        return dataclasses.replace(facts, results=f"{captions}\n\n{facts.results}")
+
+    def failures(self, run_dir: Path) -> str:
+        kept = json.loads((run_dir / CAPTIONS).read_text(encoding="utf-8"))["captions"]
+        lowest = sorted(kept, key=lambda one: one["cider_d"])[:WORST]
+        rows = [[one["cider_d"], one["filename"], one["generated"], one["references"][0]] for one in lowest]
+        written = table(["CIDEr-D", "picture", "written", "somebody's caption"], rows)
+        return f"The captions with the lowest CIDEr-D:\n\n{written}\n\n{super().failures(run_dir)}"
 
     # --- what a run keeps ---
     def save_results(self, run_dir: Path, data: Any) -> None:

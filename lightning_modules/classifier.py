@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,8 @@ from insight.classification import majority_accuracy
 from insight.data.batch import LabelledBatch
 from insight.data.mixing import Mixing
 from insight.errors import InputError
+from insight.export.bundle import Parts
+from insight.export.card import table
 from insight.models.classifier import ImageClassifier
 from insight.nn.pool import Pooling
 from insight.nn.settings import PLAIN, BlockSettings
@@ -24,6 +26,8 @@ from insight.towers.vision_weights import load_vision_transformer, read_source
 from lightning_modules.staged import NamedQuantities, Shown, StagedModule
 
 TOP = (1, 5)
+PREDICTIONS = "predictions.json"
+WORST = 5  # pictures on the card
 
 
 class ClassifierQuantities(NamedQuantities):
@@ -85,7 +89,10 @@ class ClassifierModule(StagedModule):
     example_word = "pictures"
     data_needs = ("class_names", "labels", "probe")
     progress = ("train/loss", "val/accuracy_top_1")
-    result_files = ("predictions.json",)
+    result_files = (PREDICTIONS,)
+    tracked = ("val/accuracy_top_1",)
+    purpose = "names the class of a picture"
+    usage = 'model.name(["picture.jpg"]), model.classify(["picture.jpg"])'
     model: ImageClassifier
 
     def __init__(
@@ -147,7 +154,21 @@ class ClassifierModule(StagedModule):
             for part in self._test_rows
             for name, one in zip(part.filenames, part.probabilities.cpu(), strict=True)
         ]
-        (run_dir / "predictions.json").write_text(json.dumps(rows, indent=0), encoding="utf-8")
+        (run_dir / PREDICTIONS).write_text(json.dumps(rows, indent=0), encoding="utf-8")
+
+    # --- what a finished run leaves for others ---
+    def parts(self, given: Mapping[str, Any], data: Any) -> Parts:
+        return super().parts(given, data)._replace(labels=tuple(data.class_names()))
+
+    def failures(self, run_dir: Path) -> str:
+        rows = json.loads((run_dir / PREDICTIONS).read_text(encoding="utf-8"))
+        wrong = sorted((one for one in rows if one["class"] != one["named"]), key=lambda one: -one["probability"])
+        if not wrong:
+            return "Every picture of the test split got its class."
+        surest = [[one["filename"], one["class"], one["named"], f"{one['probability']:.3f}"] for one in wrong[:WORST]]
+        return f"{len(wrong):,} of {len(rows):,} pictures of the test split; the surest of them:\n\n" + table(
+            ["picture", "class", "named", "probability"], surest
+        )
 
     def save_predictions(self, rows: list[Classified], folder: Path) -> str:
         folder.mkdir(parents=True, exist_ok=True)
@@ -169,7 +190,7 @@ class ClassifierModule(StagedModule):
     def validation_step(self, batch: LabelledBatch, batch_idx: int) -> None:
         logits_BK = self.model(batch.image).logits
         self.val_accuracy.update(logits_BK[batch.counted], batch.label[batch.counted])
-        if self.trainer.world_size == 1 and self.losses.bound:  # the shares of several devices differ in size
+        if self.losses.bound:
             self.log_validation_loss(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:

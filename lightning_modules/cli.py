@@ -11,11 +11,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from insight.continuations import Writing
 from insight.errors import InputError, TrainingFailure, report
 from insight.stages import nearest
 from lightning_modules.drive import evaluate, run_stages
 from lightning_modules.engine_cli import build
-from lightning_modules.writing import Writing, read_writing, write_texts
+from lightning_modules.writing import read_writing, write_texts
 
 
 def take(arguments: list[str], name: str) -> str | None:

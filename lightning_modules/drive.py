@@ -97,8 +97,8 @@ def differences(old: Any, new: Any, key: str = "") -> list[str]:
     return [] if old == new else [f"{key}: {old} -> {new}"]
 
 
-def open_run_dir(cli: EngineCLI) -> Path:
-    """The run's folder with the frozen config in it.
+def open_run_dir(cli: EngineCLI, latest: bool = True) -> Path:
+    """The run's folder with the frozen config in it; ``latest`` points to it, unless told not to.
 
     Raises:
         InputError: the folder belongs to a run with another config; shows the difference.
@@ -121,7 +121,8 @@ def open_run_dir(cli: EngineCLI) -> Path:
         os.replace(temporary, path)
     if is_first_process():
         output_dir.mkdir(parents=True, exist_ok=True)  # run_dir may lie elsewhere
-        point_latest(run_dir, output_dir)
+        if latest:
+            point_latest(run_dir, output_dir)
     return run_dir
 
 
@@ -171,7 +172,7 @@ def run_stages(cli: EngineCLI, only: str | None = None, weights: Path | None = N
     check_deployment(cli)
     if only is not None:
         cli.plan = StagePlan({only: cli.plan.stages[only]}, cli.plan.seed)
-    run_dir = open_run_dir(cli)
+    run_dir = open_run_dir(cli, latest=sweep_dir is None)  # many trials would hide the run that people trained
     with RunLock(run_dir), graceful_stop() as stop:
         if (run_dir / "summary.json").exists():
             say(f"{run_dir} is finished; its results are in {run_dir / 'summary.json'}. A new run_dir starts another run.")
@@ -223,6 +224,8 @@ def open_tracking(cli: EngineCLI, run_dir: Path, sweep_dir: Path | None = None) 
 
 def _run(cli: EngineCLI, run_dir: Path, weights: Path | None, stop: threading.Event, tracked: TrackedRun | None) -> None:
     data, model = cli.datamodule, cli.model
+    if hasattr(data, "stop_asked"):
+        data.stop_asked = stop.is_set  # what takes minutes stops at its next batch
     if data.generated:
         say(data.describe())  # before anything else: these are not photos
     data.prepare_data()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ from torch import Tensor
 
 from insight.data.language import TextBatch, TextCodec
 from insight.errors import InputError
+from insight.export.bundle import Parts
 from insight.gather import gather, world_size
 from insight.language_baselines import uniform_figures
 from insight.language_metrics import LanguageFigures
 from insight.losses import IGNORED
-from insight.models.gpt2 import TOKENIZER, load_gpt2, locate
+from insight.models.gpt2 import CONFIG, TOKENIZER, load_gpt2, locate, model_arguments, read_config
 from insight.models.language_model import LanguageModel
 from insight.nn.settings import PLAIN, BlockSettings
 from lightning_modules.staged import NamedQuantities, Shown, StagedModule
@@ -62,6 +63,11 @@ class TextModule(StagedModule):
     data_needs = ("windows", "probe")
     progress = ("train/loss", "val/perplexity")
     input_files = ("tokenizer.json",)
+    tracked = ("val/perplexity",)
+    purpose = "says how probable a text is, and writes texts"
+    usage = """model.log_probability(["a dog runs on the beach"])
+from insight.continuations import Writing
+model.write(Writing("a dog", num=3))"""
     model: LanguageModel
 
     def __init__(self, model: LanguageModel) -> None:
@@ -90,6 +96,14 @@ class TextModule(StagedModule):
         """Chance level: every token as probable as any other."""
         return {"chance": uniform_figures([window.ids for window in data.windows(split)], data.codec)}
 
+    # --- what a finished run leaves for others ---
+    def parts(self, given: Mapping[str, Any], data: Any) -> Parts:
+        """The example is the beginning of a validation text, as much as the context holds."""
+        words, most = data.probe("val", 1).texts[0].split(), self.model.context_length - 1
+        while len(words) > 1 and len(data.codec.ids([" ".join(words)])[0]) > most:
+            words.pop()
+        return super().parts(given, data)._replace(tokenizer=data.codec, text=" ".join(words))
+
     # --- steps ---
     def quantities_of(self, batch: TextBatch, generator: torch.Generator) -> LanguageQuantities:
         return LanguageQuantities(self.model, batch)
@@ -116,7 +130,7 @@ class TextModule(StagedModule):
 
     def validation_step(self, batch: TextBatch, batch_idx: int) -> None:
         self._evaluate(batch, self.val_figures)
-        if self.trainer.world_size == 1 and self.losses.bound:
+        if self.losses.bound:
             self.log_validation_loss(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
@@ -173,8 +187,12 @@ class GPT2Module(TextModule):
 
     def __init__(self, weights: str, dropout: float = 0.1) -> None:
         super().__init__(load_gpt2(weights, dropout))
+        self._arguments = model_arguments(read_config(locate(weights) / CONFIG), dropout)
         path = locate(weights) / TOKENIZER
         self._tokenizer_path = path if path.exists() else None
+
+    def parts(self, given: Mapping[str, Any], data: Any) -> Parts:
+        return super().parts(given, data)._replace(arguments=self._arguments)
 
     def check_data(self, data: Any) -> None:
         """The checkpoint's tokenizer, where one lies beside it, must be that of the data: the same ids mean other words elsewhere."""

@@ -14,10 +14,13 @@ import torch
 
 from callbacks.stage_scheduler import StageScheduler
 from insight.errors import InputError
-from insight.export.bundle import ARCHITECTURES, Bundle, plain_arguments, save
+from insight.export.building import ARCHITECTURES
+from insight.export.bundle import save
 from insight.export.card import CardFacts, StageRecord, write_card
-from insight.metrics import DIRECTIONS, chance_recall
-from insight.query_ranks import QueryRanks, read_ranks, recall_interval, worst
+from insight.export.kinds import Bundle
+from insight.metrics import DIRECTIONS
+from insight.query_ranks import FILES as RANK_FILES
+from insight.query_ranks import QueryRanks, read_ranks, recall_interval
 from insight.towers.lora import merged
 from lightning_modules.engine_cli import EngineCLI
 from lightning_modules.results import load_weights
@@ -28,7 +31,6 @@ from tracking.registry import check_name
 from tracking.run import SOURCE_FOLDER, TrackedRun
 from tracking.store import without_password
 
-WORST = 5  # queries of each direction on the card
 MOST_PICTURES = 4  # of the last validation
 
 
@@ -42,7 +44,7 @@ def check_deployment(cli: EngineCLI) -> None:
         raise InputError("deployment.register=true needs deployment.bundle=true: a version is its bundle")
     if deployment.bundle and type(cli.model.model).__name__ not in ARCHITECTURES:
         raise InputError(
-            f"deployment.bundle=true, but {type(cli.model.model).__name__} is not in ARCHITECTURES of insight/export/bundle.py: "
+            f"deployment.bundle=true, but {type(cli.model.model).__name__} is not in ARCHITECTURES of insight/export/building.py: "
             "give it its line there, or set deployment=none"
         )
     check_name(deployment.name, "deployment.name")
@@ -57,25 +59,17 @@ def release(cli: EngineCLI, scheduler: StageScheduler, summary: dict[str, Any], 
     assert handoff is not None, "a plan has at least one stage"
     load_weights(cli.model, handoff)
     model = merged(cli.model.cpu().model)
-    ranks, ranks_digest = read_ranks(run_dir) if summary["test"] else (None, "")
+    ranked = summary["test"] and set(RANK_FILES) <= set(cli.model.result_files)
+    ranks, ranks_digest = read_ranks(run_dir) if ranked else (None, "")
     data_facts = {
         "fingerprint": data.fingerprint(),
         "splits": {split: len(names) for split, names in data.splits().items()},
         "description": data.describe(),
     }
-    arguments = plain_arguments(type(model), cli.frozen["model"]["init_args"])
+    parts = cli.model.parts(cli.frozen["model"]["init_args"], data)
     with tempfile.TemporaryDirectory(prefix="card-") as card:
-        write_card(card, card_facts(cli, scheduler, summary, data_facts, arguments, ranks))
-        bundle = save(
-            run_dir / BUNDLE,
-            model,
-            arguments,
-            data.tokenizer,
-            json.loads(without_password(json.dumps(cli.frozen))),
-            data_facts,
-            data.probe("val", 1).texts[0],
-            card,
-        )
+        write_card(card, card_facts(cli, scheduler, summary, data_facts, parts.arguments))
+        bundle = save(run_dir / BUNDLE, model, parts, json.loads(without_password(json.dumps(cli.frozen))), data_facts, card)
     if tracked:
         tracked.log_artifact(bundle.folder)
         if cli.deployment.register:
@@ -85,17 +79,21 @@ def release(cli: EngineCLI, scheduler: StageScheduler, summary: dict[str, Any], 
                 "data.fingerprint": data_facts["fingerprint"],
                 "run": run_dir.name,
             }
-            tracked.register(Registration(cli.deployment.name, tags, description(run_dir.name, ranks), cli.tracking.registry_uri))
+            tracked.register(
+                Registration(cli.deployment.name, tags, description(cli, run_dir.name, ranks, summary["test"]), cli.tracking.registry_uri)
+            )
     return bundle
 
 
-def description(run: str, ranks: QueryRanks | None) -> str:
-    """Of a version, for MLflow's page: the recalls, and where the card is."""
+def description(cli: EngineCLI, run: str, ranks: QueryRanks | None, test: Mapping[str, float]) -> str:
+    """Of a version, for MLflow's page: the recalls, or what else its task shows, and where the card is."""
     lines = [f"Run `{run}`. Model card: artifact `{BUNDLE}/card/model_card.md` of the run."]
     if ranks is not None:
         for name in (f"test/{direction}_recall_at_10" for direction in DIRECTIONS):
             found = recall_interval(ranks, name)
             lines.append(f"- {name} {found.value:.3f} ({found.low:.3f} to {found.high:.3f})")
+    else:
+        lines += [f"- {name} {test[name]:.3f}" for name in (f"test/{one}" for one in cli.model.shown.metrics) if name in test]
     return "\n".join(lines)
 
 
@@ -104,11 +102,9 @@ def card_facts(
     scheduler: StageScheduler,
     summary: dict[str, Any],
     data_facts: dict[str, Any],
-    arguments: dict[str, Any],
-    ranks: QueryRanks | None,
+    arguments: Mapping[str, Any],
 ) -> CardFacts:
     """What the run knows of itself, for its card."""
-    counts = torch.bincount(ranks.picture_C).tolist() if ranks else cli.datamodule.caption_counts("test")
     model, stages = cli.model.model, list(stage_records(cli, scheduler, summary))
     return CardFacts(
         title=cli.deployment.name,
@@ -120,10 +116,7 @@ def card_facts(
         data=data_facts,
         generated=cli.datamodule.generated,
         stages=stages,
-        test=summary["test"],
-        chance=chance_recall(len(counts), counts),
-        ranks=ranks,
-        misses={direction: worst(ranks, direction, WORST) for direction in DIRECTIONS} if ranks else {},
+        task=cli.model.card(scheduler.run_dir, cli.datamodule, summary["test"]),
         attention=newest_pictures(scheduler.folder(len(scheduler.plan.stages) - 1)),
         insight=insight_figures({name: points[max(points)] for name, points in stages[-1].curves.items()} | summary["test"]),
         environment=environment(cli),

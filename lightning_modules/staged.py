@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
@@ -18,6 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from insight.errors import InputError, TrainingFailure
+from insight.export.building import plain_arguments
+from insight.export.bundle import Parts
+from insight.export.card import NOT_MEASURED, NOT_TESTED, TaskFacts, figures_table
+from insight.gather import alone
 from insight.objective import BoundLoss, Objective
 from insight.optim import build_optimizer, build_schedule
 from insight.stages import Stage, bind_losses, derive_seed
@@ -83,6 +87,9 @@ class StagedModule(L.LightningModule):
     progress: ClassVar[tuple[str, ...]] = ("train/loss", "val/loss")  # metrics beside the bar
     input_files: ClassVar[tuple[str, ...]] = ()  # that ``save_inputs`` writes into the run's folder
     result_files: ClassVar[tuple[str, ...]] = ()  # that ``save_results`` writes
+    tracked: ClassVar[tuple[str, ...]] = ("val/loss",)  # metrics on the model card, the most important first
+    purpose: ClassVar[str] = ""  # what the model does, on its card
+    usage: ClassVar[str] = ""  # Python on its card that uses ``model``, a loaded bundle
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -144,6 +151,22 @@ class StagedModule(L.LightningModule):
         """Lines below the table, from the test's figures."""
         return []
 
+    # --- of the task: what a finished run leaves for others ---
+    def parts(self, given: Mapping[str, Any], data: Any) -> Parts:
+        """What the model is used with outside of a run. ``given``: the config's ``model.init_args``."""
+        return Parts(plain_arguments(type(self.model), given))
+
+    def card(self, run_dir: Path, data: Any, test: dict[str, float]) -> TaskFacts:
+        """What is of this task on the model card. ``test``: figures by name; empty where there was no test."""
+        beside = self.references(data, "test") if test else {}
+        results = figures_table(test, self.shown.metrics, self.shown.tests, beside)
+        failures = self.failures(run_dir) if test else NOT_TESTED
+        return TaskFacts(self.purpose, self.example_word, self.tracked, self.shown.title, results, failures, self.usage)
+
+    def failures(self, run_dir: Path) -> str:
+        """Where the test went wrong, as Markdown, from ``result_files``."""
+        return f"{NOT_MEASURED}: the test of this task keeps no list of them."
+
     # --- stages ---
     def check_stage(self, name: str, stage: Stage) -> dict[str, BoundLoss]:
         """The stage's losses with their functions.
@@ -203,11 +226,12 @@ class StagedModule(L.LightningModule):
         return loss
 
     def log_validation_loss(self, batch: Any, batch_idx: int) -> None:
-        """``val/loss`` and its terms, with lots that are the same in every validation."""
-        terms = self.loss_terms(batch, derive_seed(0, batch_idx), training=False)
-        if terms:
-            values = {"val/loss": self.losses.total(terms), **{f"val/loss/{name}": value for name, value in terms.items()}}
-            self.log_dict(values, on_epoch=True, batch_size=len(self.example_names(batch)))
+        """``val/loss`` and its terms, with lots that are the same in every validation. Several devices each take the loss of their own
+        batches, whose sizes differ; the mean is over the examples of all of them."""
+        with alone():
+            terms = self.loss_terms(batch, derive_seed(0, batch_idx), training=False)
+            values = {"val/loss": self.losses.total(terms), **{f"val/loss/{name}": value for name, value in terms.items()}} if terms else {}
+        self.log_dict(values, on_epoch=True, batch_size=len(self.example_names(batch)), sync_dist=self.trainer.world_size > 1)
 
     # --- optimiser ---
     def configure_optimizers(self) -> Any:

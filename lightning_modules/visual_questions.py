@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from insight.data.batch import ImageTextBatch
 from insight.errors import InputError
+from insight.export.bundle import Parts
+from insight.export.card import table
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.question_baselines import BlindAnswers, accuracy_by_kind
 from lightning_modules.staged import NamedQuantities, Shown, StagedModule
@@ -74,6 +76,9 @@ class VisualQuestionModule(StagedModule):
     progress = ("train/loss", "val/accuracy")
     input_files = ("tokenizer.json",)
     result_files = (ANSWERS_FILE,)
+    tracked = ("val/accuracy",)
+    purpose = "answers questions about pictures, from a fixed list of answers"
+    usage = 'model.labels[int(model.answer(["picture.jpg"], ["what colour is the circle"])[0].argmax())]'
     model: CrossAttentionMultiModalTransformer
 
     def __init__(
@@ -140,6 +145,24 @@ class VisualQuestionModule(StagedModule):
     def save_results(self, run_dir: Path, data: Any) -> None:
         """Every test question with its answer and the model's."""
         (run_dir / ANSWERS_FILE).write_text(json.dumps(self._test_rows, ensure_ascii=False, indent=0), encoding="utf-8")
+
+    # --- what a finished run leaves for others ---
+    def parts(self, given: Mapping[str, Any], data: Any) -> Parts:
+        found = super().parts(given, data)
+        arguments, text = {**found.arguments, "embed_dim": self.model.embed_dim}, data.questions("val")[0].question
+        return found._replace(arguments=arguments, tokenizer=data.tokenizer, text=text, labels=tuple(data.answers))
+
+    def failures(self, run_dir: Path) -> str:
+        rows = json.loads((run_dir / ANSWERS_FILE).read_text(encoding="utf-8"))
+        wrong = [one for one in rows if one["answer"] != one["said"]]
+        if not wrong:
+            return "Every question of the test split got its answer."
+        first: dict[str, dict[str, str]] = {}
+        for one in wrong:
+            first.setdefault(one["kind"], one)
+        columns = ["kind", "question", "filename", "answer", "said"]
+        listed = table(columns, [[one[name] for name in columns] for one in first.values()])
+        return f"{len(wrong):,} of {len(rows):,} questions of the test split; the first of each kind:\n\n{listed}"
 
     def remarks(self, test: dict[str, float]) -> list[str]:
         """Accuracy of each kind, and what can be had without a look."""

@@ -6,11 +6,26 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that a test starts, too
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+import torch
+
+torch.set_num_threads(1)  # here: a module's fixture is made before the first test's _one_thread
+
+
+# The files that take longest, the longest first: begun first, they leave no worker alone at the end (make test: --dist loadfile).
+LONGEST = (
+    *("test_readme.py", "test_configs.py", "test_resume.py", "test_release.py", "test_release_notebook.py", "test_tracked_runs.py"),
+    *("test_notebooks.py", "test_sweep.py", "test_ddp.py", "test_classifier_run.py", "test_language_run.py", "test_drive.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(autouse=True)

@@ -155,13 +155,13 @@ def figure_within(
 
 # --- cost ---
 def latency(candidate: Subject, holder: Subject | None, at_most_ms: float, repeats: int = 20) -> Verdict:
-    """Median time to compare one picture with one caption on this machine's CPU, opening the picture included. Both in turns."""
+    """Median time of one use of the model on this machine's CPU, e.g. to compare a picture with a caption (``Bundle.use``). In turns."""
     subjects = [one for one in (candidate, holder) if one is not None]
     times: list[list[float]] = [[] for _ in subjects]
     for round_number in range(repeats + 2):
         for one, measured in zip(subjects, times, strict=True):
             begin = time.perf_counter()
-            one.bundle.similarity([one.bundle.picture], [one.bundle.signature["text"]])
+            one.bundle.use()
             if round_number >= 2:  # the first ones warm up
                 measured.append(1000 * (time.perf_counter() - begin))
     medians = [statistics.median(one) for one in times]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from insight.chart import Line, line_chart
+from insight.chart import STYLE, Line, line_chart
 from insight.comparison import MEAN_RECALL, RECALLS, Figure, telling_queries
 from insight.errors import InputError
 from insight.metrics import DIRECTIONS
@@ -59,7 +59,10 @@ def render(
 ) -> str:
     """The whole page as text; nothing in it is fetched from elsewhere."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=FileSystemLoader([Path(__file__).parent / "templates", STYLE.parent]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
     environment.filters["figure"] = lambda value: "–" if value is None else f"{value:.3f}"
     environment.filters["signed"] = lambda value: f"{value:+.3f}".replace("-", "−")

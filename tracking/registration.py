@@ -114,7 +114,7 @@ def _create_model(client: MlflowClient, name: str) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
-        client.create_registered_model(name, description="Image-text models of MultiModal Insight Engine; one version per finished run.")
+        client.create_registered_model(name, description="Models of MultiModal Insight Engine; one version per finished run.")
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was quicker
             raise

@@ -44,7 +44,8 @@ class TrackedRun:
         output_dir: Where the default store lies.
         artifact_location: See JournalMLFlowLogger.
         drain_seconds: How long ``finish`` waits at most for the store.
-        sweep_dir: Folder of the sweep that the run is a trial of; its MLflow run is then this one's parent.
+        sweep_dir: Folder of the sweep that the run is a trial of; its MLflow run is then this one's parent, and the tag ``trial`` is the
+            trial's number, the name of ``run_dir``.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class TrackedRun:
         self.drain_seconds = drain_seconds
         parent = None if sweep_dir is None else os.path.relpath(Path(sweep_dir) / "tracking" / PARENT_KEY, self.run_dir / "tracking")
         self.logger = self._make_logger(PARENT_KEY, run_name or self.run_dir.name, parent)
+        self._trial = {} if sweep_dir is None else {"trial": self.run_dir.name}
         self._stages: dict[str, JournalMLFlowLogger] = {}
         self._unfinished: set[str] = set()
         self._earlier: EarlierRuns | None = None
@@ -106,6 +108,7 @@ class TrackedRun:
                 f"git.branch{suffix}": git.branch or "none",
                 f"git.dirty{suffix}": "unknown" if git.dirty is None else str(git.dirty).lower(),
                 **({f"git.note{suffix}": git.note} if git.note else {}),
+                **self._trial,
                 **(tags or {}),
             }
         )

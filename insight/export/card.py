@@ -15,16 +15,36 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from insight.metrics import DIRECTIONS, RECALL_AT
-from insight.query_ranks import Miss, QueryRanks, recall_interval
-
 CARD = "model_card.md"
 NOT_MEASURED = "Not measured"
 SECTIONS = (
     *("What it is", "Data", "Recipe", "Results", "What it looks at", "Known failures", "Robustness and faithfulness", "Environment"),
     "How to load",
 )
-SHOWN_CURVES = ("val/mean_recall", *(f"val/{direction}_recall_at_10" for direction in DIRECTIONS))
+NOT_TESTED = f"{NOT_MEASURED}: the run was not tested (run.test=false)."
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskFacts:
+    """What the card of a task says that others do not.
+
+    Args:
+        purpose: What the model does, after "it": "compares pictures with captions".
+        examples: What the data are made of: "pictures".
+        tracked: Metrics of the validation, the most important first: the recipe's column, and the curves.
+        title: What these are: "recall (fraction of queries)".
+        results: Of the test, as Markdown; empty where there was none.
+        failures: Where it fails, as Markdown.
+        usage: Python that uses ``model``, a loaded bundle.
+    """
+
+    purpose: str
+    examples: str
+    tracked: tuple[str, ...]
+    title: str
+    results: str
+    failures: str
+    usage: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +72,9 @@ class CardFacts:
     num_parameters: Its size.
     seed: The run's one seed.
     data: ``fingerprint``, ``splits`` (sizes), ``description``.
-    generated: Whether a program made the pictures.
+    generated: Whether a program made the data.
     stages: In the order in which they ran.
-    test: Figures of the test by name; empty where there was none.
-    chance: Recalls of a random order, by their names without the split.
-    ranks: Rank of every query of the test.
-    misses: Worst queries by direction.
+    task: What is of this task alone.
     attention: Pictures of what the model looks at.
     insight: Figures ``insight/<method>/<score>``, of the last stage's last validation or of the test.
     environment: What it was made with, by name.
@@ -72,10 +89,7 @@ class CardFacts:
     data: Mapping[str, Any]
     generated: bool
     stages: Sequence[StageRecord]
-    test: Mapping[str, float]
-    chance: Mapping[str, float]
-    ranks: QueryRanks | None
-    misses: Mapping[str, Sequence[Miss]]
+    task: TaskFacts
     attention: Sequence[Path]
     insight: Mapping[str, float]
     environment: Mapping[str, Any]
@@ -89,9 +103,9 @@ def write_card(folder: str | Path, facts: CardFacts) -> Path:
         _what(facts),
         _data(facts),
         _recipe(facts, folder),
-        _results(facts),
+        facts.task.results or NOT_TESTED,
         _attention(facts, folder),
-        _failures(facts),
+        facts.task.failures,
         _insight(facts),
         _environment(facts),
         _loading(facts),
@@ -133,23 +147,23 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def _what(facts: CardFacts) -> str:
     arguments = ", ".join(f"{name}={value}" for name, value in facts.arguments.items())
     return (
-        f"`{facts.architecture}`: compares pictures with captions. {facts.num_parameters:,} parameters ({arguments}).\n\n"
+        f"`{facts.architecture}`: it {facts.task.purpose}. {facts.num_parameters:,} parameters ({arguments}).\n\n"
         f"Made by the run `{facts.run}`, seed {facts.seed}."
     )
 
 
 def _data(facts: CardFacts) -> str:
     sizes = ", ".join(f"{size:,} {split}" for split, size in facts.data["splits"].items())
-    terms = "" if facts.generated else "\n\nPictures and captions shown on this card are from these data and stay under their terms."
-    return f"{facts.data['description']}\n\nPictures: {sizes}. Fingerprint: `{facts.data['fingerprint']}`{terms}"
+    terms = "" if facts.generated else "\n\nExamples shown on this card are from these data and stay under their terms."
+    return f"{facts.data['description']}\n\n{facts.task.examples.capitalize()}: {sizes}. Fingerprint: `{facts.data['fingerprint']}`{terms}"
 
 
 def _recipe(facts: CardFacts, folder: Path) -> str:
-    rows, pictures = [], []
+    rows, pictures, task = [], [], facts.task
     for number, stage in enumerate(facts.stages, start=1):
         recipe, result = stage.recipe, stage.result
         losses = ", ".join(f"{name} x {term['weight']:g}" for name, term in recipe["losses"].items())
-        best = result["metrics"].get("val/mean_recall")
+        best = result["metrics"].get(task.tracked[0])
         rows.append(
             [
                 stage.name,
@@ -162,20 +176,20 @@ def _recipe(facts: CardFacts, folder: Path) -> str:
                 f"{result['seconds']:.0f}",
             ]
         )
-        if any(stage.curves.get(name) for name in ("train/loss", *SHOWN_CURVES)):
+        if any(stage.curves.get(name) for name in ("train/loss", *task.tracked)):
             name = f"curves-{number:02d}-{re.sub(r'[^A-Za-z0-9_-]', '_', stage.name)}.png"
-            draw_curves(folder / name, stage)
+            draw_curves(folder / name, stage, task.tracked, task.title)
             pictures.append(f"![curves of {stage.name}]({name})")
-    columns = ["stage", "epochs", "steps", "trains", "losses", "rate", "val/mean_recall", "seconds"]
+    columns = ["stage", "epochs", "steps", "trains", "losses", "rate", task.tracked[0], "seconds"]
     return table(columns, rows) + "\n\n" + ("\n\n".join(pictures) or "No curves: nothing was logged.")
 
 
-def draw_curves(path: Path, stage: StageRecord) -> None:
-    """Loss and validation recall of one stage over its steps, as a PNG."""
+def draw_curves(path: Path, stage: StageRecord, tracked: Sequence[str], title: str) -> None:
+    """Loss and validation figures of one stage over its steps, as a PNG."""
     figure = Figure(figsize=(10, 3), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
-    loss, recall = figure.subplots(1, 2)
-    for axes, names in ((loss, ("train/loss", "val/loss")), (recall, SHOWN_CURVES)):
+    loss, figures = figure.subplots(1, 2)
+    for axes, names in ((loss, ("train/loss", "val/loss")), (figures, tracked)):
         for name in names:
             points = sorted(stage.curves.get(name, {}).items())
             if points:
@@ -184,54 +198,44 @@ def draw_curves(path: Path, stage: StageRecord) -> None:
         if axes.has_data():
             axes.legend(fontsize=8)
     loss.set_title(f"{stage.name}: loss", fontsize=10)
-    recall.set_title(f"{stage.name}: recall on the validation split", fontsize=10)
-    recall.set_ylim(bottom=0)
+    figures.set_title(f"{stage.name}: {title}, validation", fontsize=10)
+    figures.set_ylim(bottom=0)
     figure.savefig(path)
 
 
-def _results(facts: CardFacts) -> str:
-    if not facts.test or facts.ranks is None:
-        return f"{NOT_MEASURED}: the run was not tested (run.test=false)."
-    rows = []
-    for direction in DIRECTIONS:
-        for name in (f"{direction}_recall_at_{k}" for k in RECALL_AT):
-            found = recall_interval(facts.ranks, f"test/{name}")
-            others = (facts.test.get(f"test/{prefix}{name}") for prefix in ("reranked_", "baseline/colour_histogram/"))
-            beside = [*("-" if value is None else f"{value:.3f}" for value in others), f"{facts.chance[name]:.3f}"]
-            rows.append([f"test/{name}", f"{found.value:.3f}", f"{found.low:.3f} to {found.high:.3f}", *beside])
-    rest = (name for name in sorted(facts.test) if name.startswith("test/") and "_recall_at_" not in name and "/baseline/" not in name)
-    more = [[name, f"{facts.test[name]:.3f}"] for name in rest]
-    return (
-        f"Test split: {len(facts.ranks.filenames):,} pictures, {len(facts.ranks.captions):,} captions. Recall is the fraction of queries "
-        "with a right answer among the first k; the interval is 95 % bootstrap over pictures.\n\n"
-        + table(["metric", "this model", "95 % interval", "re-ranked", "colour histogram", "chance"], rows)
-        + ("\n\n" + table(["other figures", ""], more) if more else "")
-    )
+def figures_table(
+    test: Mapping[str, float], shown: Mapping[str, str], tests: Mapping[str, str], beside: Mapping[str, Mapping[str, float]]
+) -> str:
+    """The task's figures beside what they are to be compared with, and all others below; empty where there was no test.
+
+    Args:
+        test: By metric name.
+        shown: What the table shows, without the split: name -> heading.
+        tests: Columns: label -> what stands before the names in ``test``; the first is the model itself.
+        beside: Further columns, e.g. chance: label -> value by name in ``shown``.
+    """
+    if not test:
+        return ""
+    own, *others = ((label, prefix) for label, prefix in tests.items() if any(prefix + name in test for name in shown))
+    columns = [{name: test.get(prefix + name) for name in shown} for _, prefix in (own, *others)]
+    columns += [{name: values.get(name) for name in shown} for values in beside.values()]
+    rows = [[own[1] + name, *("-" if one[name] is None else f"{one[name]:.3f}" for one in columns)] for name in shown]
+    labels = ["this model", *(label.removeprefix("test, ") for label, _ in others), *beside]
+    known = {row[0] for row in rows}
+    rest = sorted(name for name in test if name.startswith("test/") and name not in known and "/baseline/" not in name)
+    more = table(["other figures", ""], [[name, f"{test[name]:.3f}"] for name in rest])
+    return table(["metric", *labels], rows) + (f"\n\n{more}" if rest else "")
 
 
 def _attention(facts: CardFacts, folder: Path) -> str:
     if not facts.attention:
         return f"{NOT_MEASURED}: no attention maps were drawn (callbacks.attention_maps)."
-    lines = ["Pairs of the validation split, at the last validation."]
+    lines = ["Examples of the validation split, at the last validation."]
     for number, path in enumerate(facts.attention, start=1):
         name = f"attention-{number}{path.suffix}"
         shutil.copyfile(path, folder / name)
         lines.append(f"![{path.stem}]({name})")
     return "\n\n".join(lines)
-
-
-def _failures(facts: CardFacts) -> str:
-    if not facts.misses:
-        return f"{NOT_MEASURED}: the run was not tested (run.test=false)."
-    parts = []
-    for direction, misses in facts.misses.items():
-        title = direction.replace("_", " ")
-        if not misses:
-            parts.append(f"{title}: every query of the test split found its answer first.")
-            continue
-        rows = [[miss.rank, miss.query, miss.found, miss.right] for miss in misses]
-        parts.append(f"The worst queries, {title}:\n\n" + table(["rank", "query", "found first", "right"], rows))
-    return "\n\n".join(parts)
 
 
 def _insight(facts: CardFacts) -> str:
@@ -252,7 +256,7 @@ def _loading(facts: CardFacts) -> str:
 from insight.export.bundle import load
 
 model = load("FOLDER")  # the folder above this card
-model.similarity(["picture.jpg"], ["a dog runs on the beach"])
+{facts.task.usage}
 ```
 
 From the registry (`models:/{facts.title}@champion` and `runs:/RUN_ID` work too):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -68,10 +68,18 @@ def _listed(folder: Path, raw: bytes, needed: Sequence[str]) -> dict[str, dict[s
     files = manifest.get("files")
     if not isinstance(files, dict) or not all(isinstance(one, dict) and {"bytes", "sha256"} <= one.keys() for one in files.values()):
         raise InputError(f"{folder}/{MANIFEST}: lists no files with their bytes and sha256")
-    missing = [name for name in needed if name not in files]
-    if missing:
-        raise InputError(f"{folder}/{MANIFEST}: does not list {', '.join(missing)}")
+    require(folder, files, needed)
     return files
+
+
+def require(folder: Path, listed: Collection[str], needed: Sequence[str]) -> None:
+    """
+    Raises:
+        InputError: the manifest lists not all of ``needed``.
+    """
+    missing = [name for name in needed if name not in listed]
+    if missing:
+        raise InputError(f"{folder}/{MANIFEST}: does not list {', '.join(missing)}; fetch the bundle again, or make it again from its run")
 
 
 def digest(content: bytes) -> str:

@@ -51,7 +51,7 @@ def load_gpt2(source: str, dropout: float = 0.0) -> LanguageModel:
     """
     folder = locate(source)
     config = read_config(folder / CONFIG)
-    model = empty_model(config, dropout)
+    model = LanguageModel(**model_arguments(config, dropout))
     weights = read_weights(folder)
     load_into(model, from_hugging_face(weights), str(folder))
     return model
@@ -99,12 +99,20 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def empty_model(config: dict[str, Any], dropout: float) -> LanguageModel:
-    """Of the config's sizes."""
+def model_arguments(config: dict[str, Any], dropout: float) -> dict[str, Any]:
+    """With which ``LanguageModel`` is the model of the config."""
     dim = config["n_embd"]
     ratio = (config.get("n_inner") or 4 * dim) / dim
     settings = BlockSettings(activation="gelu_tanh", norm_eps=config.get("layer_norm_epsilon", 1e-5), mlp_ratio=ratio)
-    return LanguageModel(config["vocab_size"], config["n_positions"], dim, config["n_layer"], config["n_head"], dropout, settings)
+    return {
+        "vocab_size": config["vocab_size"],
+        "context_length": config["n_positions"],
+        "dim": dim,
+        "depth": config["n_layer"],
+        "heads": config["n_head"],
+        "dropout": dropout,
+        "block": settings,
+    }
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.feature_cache import FeatureCache, Features
+from datamodules.feature_cache import FeatureCache, Features, is_whole
 from datamodules.flickr30k import Flickr30kDataModule
 from datamodules.samples import FixedViews
 from insight.data.images import ImageTransform, normalise
@@ -168,10 +168,47 @@ def test_a_computation_that_breaks_off_leaves_nothing_that_is_taken_for_features
     data.serve_features(tower)
     with pytest.raises(KeyboardInterrupt):
         data.train_dataloader()
-    assert not features_files(tmp_path) and not list((tmp_path / "cache").glob("*.partial"))
+    assert not [path for path in features_files(tmp_path) if ".begun" not in path.name]
+    assert not list((tmp_path / "cache").glob("*.partial"))
     assert tower.training and tower.network.training  # modes are as they were
     tower.look = look
     assert next(iter(data.train_dataloader())).image.shape == (4, 5, 5)
+
+
+def test_asked_to_stop_it_stops_at_the_next_batch_and_goes_on_from_there(make, tmp_path):
+    whole, tower = make(Features(views=4), seed=3), Halves()
+    whole.serve_features(tower)
+    whole.train_dataloader()
+    (path,) = features_files(tmp_path)
+    expected, batches = path.read_bytes(), tower.calls  # 40 views, 32 at once
+    path.unlink()
+    again, tower = make(Features(views=4), seed=3), Halves()
+    again.serve_features(tower)
+    before = tower.calls
+    again.stop_asked = lambda: tower.calls > before
+    with pytest.raises(KeyboardInterrupt):
+        again.train_dataloader()
+    assert tower.calls == before + 1 and [one.name.endswith(".begun.npy") for one in features_files(tmp_path)] == [True]
+    again.stop_asked = lambda: False
+    again.train_dataloader()
+    assert features_files(tmp_path) == [path] and path.read_bytes() == expected and tower.calls == batches
+
+
+@pytest.mark.parametrize("damage", ["bit", "note"])
+def test_what_an_interrupted_computation_left_is_used_only_where_it_is_whole(make, tmp_path, damage):
+    data, tower = make(Features(views=4)), Halves()
+    data.serve_features(tower)
+    before = tower.calls
+    data.stop_asked = lambda: tower.calls > before
+    with pytest.raises(KeyboardInterrupt):
+        data.train_dataloader()
+    (begun,) = features_files(tmp_path)
+    flip_a_bit(begun) if damage == "bit" else begun.with_suffix(".json").unlink()
+    data.stop_asked = lambda: False
+    data.train_dataloader()
+    assert tower.calls == before + 3  # both batches, beside the one of before
+    (path,) = features_files(tmp_path)
+    assert is_whole(path, (10, 4, 5, 5), np.dtype("float16"))
 
 
 def test_a_cache_travels_to_other_processes_by_its_path_alone(make, tmp_path):

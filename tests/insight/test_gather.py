@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from insight import losses
-from insight.gather import gather, rank, world_size
+from insight.gather import alone, gather, rank, world_size
 from insight.metrics import RetrievalMetrics
 
 PICTURES, CAPTIONS, PROCESSES = 6, 2, 2
@@ -103,6 +103,14 @@ def work(process: int, folder: str) -> None:
         parameter.grad /= PROCESSES
     answers["loss"], answers["gradients"] = value.detach(), [parameter.grad for parameter in towers.parameters()]
 
+    with alone():  # what an evaluation does: its shares may differ in size
+        if process == 0:
+            answers["own loss"] = (
+                rank(),
+                world_size(),
+                loss(Towers(), *(share(rows, 0) for rows in (image, view, text, IMAGE_ID, caption_image_id))).detach(),
+            )
+
     answers["momentum"] = momentum_steps(Towers(), *(share(rows, process) for rows in (image, text, IMAGE_ID, caption_image_id)))
 
     answers["integers"] = gather(torch.tensor([[process, 7]]))
@@ -155,6 +163,14 @@ def test_gradients_of_two_processes_are_those_of_one_with_the_same_global_batch(
         for theirs, parameter in zip(answer["gradients"], towers.parameters(), strict=True):
             assert parameter.grad.abs().max() > 1e-4  # a gradient of zero would prove nothing
             torch.testing.assert_close(theirs, parameter.grad, rtol=1e-6, atol=1e-6)
+
+
+def test_a_process_that_counts_as_alone_asks_nothing_of_the_others(answers):
+    image, view, text, caption_image_id = data()
+    expected = loss(Towers(), *(share(rows, 0) for rows in (image, view, text, IMAGE_ID, caption_image_id))).detach()
+    number, size, value = answers[0]["own loss"]
+    assert (number, size) == (0, 1) and "own loss" not in answers[1]  # the other one took no part, and nothing hung
+    torch.testing.assert_close(value, expected)
 
 
 def test_two_processes_keep_the_queue_of_one_with_the_same_global_batch(answers):

@@ -12,8 +12,10 @@ from PIL import Image
 
 from insight.caption_baselines import FrequentCaption, NearestCaption
 from insight.caption_metrics import caption_scores
+from insight.captions import write_captions
 from insight.data.text import END, START
 from insight.errors import InputError
+from insight.export.bundle import load
 from insight.losses import IGNORED
 from insight.losses import captioning as captioning_loss
 from lightning_modules.captioning import Written, figures_of
@@ -31,6 +33,7 @@ def captioning(tiny_config):
     config["model"]["class_path"] = "lightning_modules.captioning.CaptioningModule"
     config["model"]["init_args"] |= {"decoder_depth": 1, "val_captions": 7}
     config["stages"] = {"captioning": stage("contrastive", "captioning", monitor="val/caption_cider_d")}
+    config["deployment"] = {"name": "captioner", "bundle": True, "register": False}
     return config
 
 
@@ -52,6 +55,16 @@ def test_a_run_writes_captions_and_scores_them_beside_two_baselines(captioning):
         expected = caption_scores(baseline.fit(images, captions).write(pictures), references)
         assert test[f"test/baseline/{name}/caption_rouge_l"] == pytest.approx(expected["rouge_l"], abs=1e-5)
     assert Image.open(run / "captions.png").width > 1000 and Image.open(run / "captions_words.png").width > 700
+    bundle = load(run / "bundle")
+    best = torch.load(run / "01-captioning" / "best.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(value, best[f"model.{name}"]) for name, value in bundle.model.state_dict().items())
+    (batch,) = [cli.datamodule.examples("test", [written[0]["filename"]])]
+    with torch.no_grad():
+        tokens = bundle.model.encode_image(batch.image).tokens
+    assert write_captions(bundle.model, bundle.tokenizer, tokens) == [written[0]["generated"]]
+    card, lowest = (run / "bundle" / "card" / "model_card.md").read_text(), min(written, key=lambda one: one["cider_d"])
+    assert f"| test/caption_bleu_4 | {test['test/caption_bleu_4']:.3f} |" in card and "| test/image_to_text_recall_at_1 |" in card
+    assert f"| {lowest['cider_d']} | {lowest['filename']} |" in card and "The worst queries, text to image" in card
 
 
 def test_figures_are_named_and_of_all_captions():

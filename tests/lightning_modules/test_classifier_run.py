@@ -11,6 +11,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from insight.errors import InputError
+from insight.export.bundle import load
+from insight.export.card import missing_sections
 from insight.interpret.maps import load_maps
 from insight.interpret.record import record_attention
 from lightning_modules.cli import main
@@ -73,7 +75,7 @@ def classifier_config(tmp_path, cache, **model):
             "weight_average": {"class_path": "callbacks.weight_average.WeightAverage", "init_args": {"decay": DECAY}},
         },
         "tracking": {"enabled": False},
-        "deployment": {"bundle": False, "register": False},
+        "deployment": {"name": "shapes", "bundle": True, "register": False},
         "run": {"name": "tiny", "output_dir": str(tmp_path / "outputs"), "save_every_n_steps": 2},
         "run_dir": str(tmp_path / "run"),
     }  # fmt: skip
@@ -168,6 +170,27 @@ def test_probabilities_come_from_the_command_line(finished, tmp_path, capsys):
     assert "probabilities of the classes by file name" in capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "probabilities.json").read_text())
     assert len(found) == 24 and all(sum(row) == pytest.approx(1, abs=1e-5) and len(row) == 8 for row in found.values())
+
+
+@torch.no_grad()
+def test_the_bundle_of_a_run_says_what_its_best_weights_say_and_its_card_what_the_test_found(finished):
+    config, run_dir, _ = finished
+    cli, model = rebuilt(config, run_dir)
+    kept, batch = load(run_dir / "bundle"), cli.datamodule.probe("test", 5, 0)
+    assert all(torch.equal(value, kept.model.state_dict()[name]) for name, value in weights(run_dir, "best.ckpt").items())
+    assert torch.equal(kept.model(batch.image).logits, model(batch.image).logits)
+    names = cli.datamodule.class_names()
+    assert kept.labels == tuple(names) and kept.example_error() == 0.0
+    card, test = (run_dir / "bundle" / "card" / "model_card.md").read_text(), json.loads((run_dir / "summary.json").read_text())["test"]
+    chance, frequent = cli.model.references(cli.datamodule, "test").values()
+    for k in (1, 5):
+        beside = f"{chance[f'accuracy_top_{k}']:.3f} | {frequent[f'accuracy_top_{k}']:.3f}"
+        assert f"| test/accuracy_top_{k} | {test[f'test/accuracy_top_{k}']:.3f} | {beside} |" in card
+    wrong = [row for row in json.loads((run_dir / "predictions.json").read_text()) if row["class"] != row["named"]]
+    surest = max(wrong, key=lambda row: row["probability"])
+    assert f"| {surest['filename']} | {surest['class']} | {surest['named']} | {surest['probability']:.3f} |" in card
+    assert f"{len(wrong)} of 24 pictures" in card and "it names the class of a picture" in card and "![" in card
+    assert missing_sections(run_dir / "bundle" / "card") == ["Robustness and faithfulness (not measured)"]
 
 
 def test_first_weights_from_a_file_are_what_training_starts_from(finished, tmp_path, scenes_cache):

@@ -60,6 +60,11 @@ def test_two_processes_equal_one_of_the_same_global_batch_and_write_one_run(tiny
     figures = [json.loads((tmp_path / which / "summary.json").read_text())["test"] for which in ("one", "two")]
     assert figures[0].keys() == figures[1].keys()
     assert all(abs(figures[0][key] - figures[1][key]) < 0.1 for key in figures[0] if "recall" in key)
+    metrics = [json.loads((tmp_path / which / "summary.json").read_text())["stages"] for which in ("one", "two")]
+    for first, second in zip(*metrics, strict=True):
+        assert first["metrics"].keys() == second["metrics"].keys() and "val/loss" in second["metrics"]
+    kept = [stages[2]["metrics"]["val/loss/feature_consistency"] for stages in metrics]  # a mean over pictures, however they are batched
+    assert kept[0] > 1e-4 and abs(kept[0] - kept[1]) < 0.01 * kept[0], kept
     client = open_client(two["tracking"]["tracking_uri"])
     runs = client.search_runs(["1"])
     assert sorted(run.info.run_name for run in runs) == ["01-single_modality", "02-cross_modal", "03-end_to_end", "two"]

@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 
+from insight.continuations import Writing
 from insight.errors import InputError
+from insight.export.bundle import load
 from insight.language_baselines import Bigram, evaluate_counted
 from lightning_modules.cli import main
 from lightning_modules.drive import run_stages
@@ -60,7 +62,7 @@ def language_config(tmp_path, cache, **model):
             "training_figures": {"class_path": "callbacks.training_figures.TrainingFigures"},
         },
         "tracking": {"enabled": False},
-        "deployment": {"bundle": False, "register": False},
+        "deployment": {"name": "captions", "bundle": True, "register": False},
         "run": {"name": "tiny", "output_dir": str(tmp_path / "outputs"), "save_every_n_steps": 4},
         "run_dir": str(tmp_path / "run"),
     }
@@ -130,6 +132,23 @@ def test_killed_and_begun_again_it_ends_with_the_very_same_weights(finished, tmp
     assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
+@torch.no_grad()
+def test_the_bundle_of_a_run_says_what_its_best_weights_say_and_its_card_what_the_test_found(finished, capsys):
+    config, run_dir = finished
+    kept, cli = load(run_dir / "bundle"), build({**config, "run_dir": None})
+    cli.model.load_state_dict(torch.load(run_dir / "01-language_model" / "best.ckpt", weights_only=True)["state_dict"])
+    ids = torch.tensor([[kept.tokenizer.start, *kept.tokenizer.ids(["a red circle"])[0]]])
+    assert torch.equal(kept.model(ids).logits, cli.model.model.eval()(ids).logits) and kept.example_error() == 0.0
+    assert kept.tokenizer.to_json() == (run_dir / "tokenizer.json").read_text()
+    saved = ["generate", "--config", str(run_dir / "config.yaml"), "--prompt", "a red"]
+    assert main([*saved, "--num", "2", "--seed", "5"]) == 0
+    assert capsys.readouterr().out.splitlines() == kept.write(Writing("a red", num=2, seed=5))
+    card, test = (run_dir / "bundle" / "card" / "model_card.md").read_text(), json.loads((run_dir / "summary.json").read_text())["test"]
+    names = ("test/perplexity", "test/baseline/bigram/perplexity", "test/baseline/unigram/perplexity")
+    assert f"| {' | '.join([names[0], *(f'{test[name]:.3f}' for name in names), '300.000'])} |" in card
+    assert "Known failures\n\nNot measured: the test of this task keeps no list" in card and "Texts: " in card and "val/perplexity" in card
+
+
 def test_texts_are_written_from_the_command_line(finished, capsys):
     _, run_dir = finished
     saved = ["generate", "--config", str(run_dir / "config.yaml"), "--prompt", "a red"]
@@ -147,7 +166,7 @@ def test_texts_are_written_from_the_command_line(finished, capsys):
     [
         (["--max_new_tokens=40"], "go past the model's context_length=24: max_new_tokens="),
         (["--num=x"], "--num"),
-        (["--num=0"], "--num 0: must be at least 1"),
+        (["--num=0"], "num=0: must be at least 1"),
         (["--top_p=2"], "top_p=2"),
         (["--ckpt_path=nowhere.ckpt"], "nowhere.ckpt"),
     ],
@@ -201,6 +220,14 @@ def test_gpt2_weights_are_fine_tuned_only_with_their_own_tokenizer(tmp_path, sce
         run_stages(build(config))
     config["data"]["init_args"]["tokenizer"], config["run_dir"] = str(folder / "tokenizer.json"), str(tmp_path / "third")
     assert run_stages(build(config)) == 0
+    best = torch.load(tmp_path / "third" / "01-language_model" / "best.ckpt", weights_only=True)["state_dict"]
+    folder.rename(tmp_path / "elsewhere")  # its bundle needs the checkpoint no more
+    kept = load(tmp_path / "third" / "bundle")
+    assert all(torch.equal(value, best[f"model.{name}"]) for name, value in kept.model.state_dict().items())
+    assert (
+        kept.example_error() == 0.0
+        and json.loads((kept.folder / "model.json").read_text())["arguments"]["block"]["activation"] == "gelu_tanh"
+    )
 
 
 def _tokenizer(tmp_path, config):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -19,10 +20,12 @@ NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.i
 
 
 @pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem not in WITH_TESTS_OF_THEIR_OWN], ids=lambda path: path.stem)
-def test_a_notebook_runs_on_a_finished_run(path, tiny_config, tmp_path, monkeypatch):
+def test_a_notebook_runs_on_a_finished_run(path, tiny_config, tmp_path, migrated_store, monkeypatch):
     tiny_config["callbacks"] = {
-        "attention_maps": {"class_path": "callbacks.attention_maps.AttentionMaps", "init_args": {"num_examples": 2}}
+        "attention_maps": {"class_path": "callbacks.attention_maps.AttentionMaps", "init_args": {"num_examples": 1}}
     }
+    tiny_config["stages"] = {name: {**stage, "epochs": 1} for name, stage in tiny_config["stages"].items()}
+    shutil.copy(migrated_store, tmp_path / "mlflow.db")
     tiny_config["tracking"] = {"enabled": True, "experiment": "tour", "tracking_uri": f"sqlite:///{tmp_path}/mlflow.db"}
     assert run_stages(build(tiny_config)) == 0
     pictures, _ = executed(path, tiny_config["run_dir"], monkeypatch)

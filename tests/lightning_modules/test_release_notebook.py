@@ -12,10 +12,11 @@ from nbclient import NotebookClient
 from tracking.store import open_client
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "03_release.ipynb"
-# learns enough in a few seconds to be told from chance on 80 pictures
+# learns enough in a few seconds to be told from chance on 80 pictures; the story needs attention maps and no other callback
 TINY = (
     "+experiment=flickr_dual_encoder stages=one_stage ~stages.one_stage.losses.matching ~stages.one_stage.losses.masked_words trainer=cpu "
-    "~callbacks.baselines ~callbacks.canary callbacks.attention_maps.init_args.num_examples=1 "
+    "~callbacks.score_card ~callbacks.drift ~callbacks.baselines ~callbacks.canary ~callbacks.training_figures "
+    "~callbacks.embedding_figures ~callbacks.negative_figures ~callbacks.system_metrics callbacks.attention_maps.init_args.num_examples=1 "
     "+callbacks.attention_maps.init_args.every_n_validations=100 +data.init_args.num_train=600 +data.init_args.num_val=24 "
     "+data.init_args.num_test=80 data.init_args.batch_size=24 data.init_args.image_size=32 model.init_args.patch_size=4 "
     "model.init_args.dim=32 model.init_args.image_depth=1 model.init_args.text_depth=1"

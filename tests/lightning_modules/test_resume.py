@@ -11,8 +11,6 @@ import os
 import resource
 import signal
 import sys
-import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from lightning.pytorch.callbacks import Callback
 from callbacks.stage_scheduler import StageScheduler
 from lightning_modules.drive import run_stages
 from lightning_modules.engine_cli import build
+from tests.processes import forked
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks processes that have imported torch: Linux only")
 STAGES = ("single_modality", "cross_modal", "end_to_end")
@@ -58,42 +57,27 @@ def kill() -> None:
 
 
 def process(config: dict[str, Any], moment: tuple[str, str, int] | None = None, act: Callable[[], None] = kill) -> int:
-    """Run in a forked process; returns the exit code, negative for a signal."""
-    child = os.fork()
-    if child == 0:
-        code = 70
-        try:
-            torch.set_num_threads(1)
-            cli = build(copy.deepcopy(config))
-            if moment is not None and moment[0] == "commit":
-                original = StageScheduler.commit
-                StageScheduler.commit = lambda self, facts: act() if self.name == moment[1] else original(self, facts)
-            elif moment is not None and moment[0] == "committed":
-                original = StageScheduler.commit
+    """Run in a process of its own; returns the exit code, negative for a signal."""
 
-                def committed(self, facts):
-                    name = self.name
-                    original(self, facts)
-                    if name == moment[1]:
-                        act()
+    def function() -> int:
+        cli = build(copy.deepcopy(config))
+        original = StageScheduler.commit
+        if moment is not None and moment[0] == "commit":
+            StageScheduler.commit = lambda self, facts: act() if self.name == moment[1] else original(self, facts)
+        elif moment is not None and moment[0] == "committed":
 
-                StageScheduler.commit = committed
-            elif moment is not None:
-                cli.callbacks["at"] = At(moment, act)
-            code = run_stages(cli)
-        except BaseException:  # noqa: BLE001 - a process of its own: its traceback is its report
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.02)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    raise AssertionError("the run hangs")
+            def committed(self, facts):
+                name = self.name
+                original(self, facts)
+                if name == moment[1]:
+                    act()
+
+            StageScheduler.commit = committed
+        elif moment is not None:
+            cli.callbacks["at"] = At(moment, act)
+        return run_stages(cli)
+
+    return forked(function)
 
 
 def outcome(run_dir: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

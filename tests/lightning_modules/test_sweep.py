@@ -9,7 +9,6 @@ import shutil
 import signal
 import statistics
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from lightning_modules.overrides import CONFIGS, compose_plain
 from lightning_modules.settings import Dimension
 from lightning_modules.space import read_sweep
 from lightning_modules.study import STUDY, SweepStudy, TrialRow
+from tests.processes import forked
 from tracking import facts
 from tracking.shipper import PARENT_TAG
 from tracking.store import open_client
@@ -51,20 +51,6 @@ def words(scenes_cache: Path, outputs: Path, *more: str) -> list[str]:
 
 def run(overrides: list[str], full_error: bool = False) -> int:
     return run_composed(compose_plain(CONFIGS, overrides), overrides, full_error)
-
-
-def forked(function: Callable[[], int]) -> int:
-    """The exit code of ``function`` in a process of its own, negative for a signal."""
-    child = os.fork()
-    if child == 0:
-        code = 70
-        try:
-            code = function()
-        except BaseException:  # noqa: BLE001 - a process of its own: its traceback is its report
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -122,7 +108,7 @@ def test_one_run_holds_the_six_trials_and_knows_the_best(finished):
         trial = trials[f"rates-{row['number']}"]
         assert trial.info.status == {"complete": "FINISHED", "pruned": "KILLED"}[row["state"]]
         assert trial.data.tags.get("pruned", "") == row["reason"]
-        assert float(trial.data.params[KEY]) == row["values"]["rate"]
+        assert float(trial.data.params[KEY]) == row["values"]["rate"] and trial.data.tags["trial"] == str(row["number"])
         stages = client.search_runs(["1"], f"tags.`{PARENT_TAG}` = '{trial.info.run_id}'")
         assert [stage.info.run_name for stage in stages] == ["01-one_stage"]
     best = max((row for row in rows if row["state"] == "complete"), key=lambda row: (row["value"], -row["number"]))
@@ -131,7 +117,8 @@ def test_one_run_holds_the_six_trials_and_knows_the_best(finished):
     values = {point.step: point.value for point in client.get_metric_history(parent.info.run_id, "sweep/value")}
     assert values == {row["number"]: row["value"] for row in rows}
     assert {"trials.json", "trials.png", "sweep.yaml"} <= {file.path for file in client.list_artifacts(parent.info.run_id)}
-    assert not client.search_registered_models()
+    assert not client.search_registered_models() and "trial" not in parent.data.tags
+    assert not (folder.parent.parent / "latest").exists()  # it stays the newest run that is no trial
     assert Image.open(folder / "trials.png").size[0] > 500 and (folder / "trials.png").stat().st_size < 100_000
 
 

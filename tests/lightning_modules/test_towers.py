@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
+import signal
 
 import pytest
 import torch
 
+from datamodules import feature_cache
 from datamodules.flickr30k_files import find_images
+from insight.data.images import normalise
 from insight.errors import InputError
 from insight.export.bundle import load
 from insight.towers.timm import TimmImage
@@ -108,6 +112,23 @@ def test_a_stage_on_kept_features_ends_as_one_on_pixels_and_one_that_is_repeated
     again["data"]["init_args"]["features"]["cache"] = True
     train(again, tmp_path / "repeated")
     assert all(torch.equal(value, first[name]) for name, value in weights(tmp_path / "repeated", 1, "cross_modal").items())
+
+
+def test_one_ctrl_c_stops_the_computation_of_features_at_its_next_batch_and_keeps_what_is_done(config, scenes_cache, capsys, monkeypatch):
+    config["data"]["init_args"]["features"]["views"] = 4  # 96 views of training pictures, 32 at once
+    seen = []
+
+    def interrupted(image):
+        seen.append(len(image))
+        if len(seen) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return normalise(image)
+
+    monkeypatch.setattr(feature_cache, "normalise", interrupted)
+    assert run_stages(build(config)) == 130
+    assert seen == [32, 32] and len(list(scenes_cache.glob("features-*.begun.npy"))) == 1
+    said = capsys.readouterr().out
+    assert "stopping at the next safe point" in said and f"Go on with: python train.py resume={config['run_dir']}" in said
 
 
 def test_a_frozen_config_replays_with_its_tower(finished):

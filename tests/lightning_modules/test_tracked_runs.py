@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from mlflow.entities import Run
 
 from lightning_modules.drive import new_run_dir, run_stages
 from lightning_modules.engine_cli import build
+from tests.processes import forked
 from tracking.records import Journal
 from tracking.store import open_client
 from tracking.sync import main as sync
@@ -54,20 +54,6 @@ def run(config: dict[str, Any], *actions: At) -> int:
     cli = build(config)
     cli.callbacks |= {f"at{number}": action for number, action in enumerate(actions)}
     return run_stages(cli)
-
-
-def forked(function: Callable[[], int]) -> int:
-    """The exit code of ``function`` in a process of its own, negative for a signal."""
-    child = os.fork()
-    if child == 0:
-        code = 70
-        try:
-            code = function()
-        except BaseException:  # noqa: BLE001 - a process of its own: its traceback is its report
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def runs_of(config: dict[str, Any]) -> tuple[MlflowClient, dict[str, Run]]:

@@ -7,8 +7,10 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
+import torch
 
 from insight.errors import InputError
+from insight.export.bundle import load
 from lightning_modules.drive import run_stages
 from lightning_modules.engine_cli import build
 
@@ -26,6 +28,7 @@ def questions(tiny_config):
     loss = {"answers": {"function": "insight.losses.answer_classification"}}
     train = ["model.image.*", "model.text.*", "model.fusion*", "model.answer_head.*"]
     tiny_config["stages"] = {"questions": {"epochs": 1, "train": train, "losses": loss, "learning_rate": 3e-3, "monitor": "val/accuracy"}}
+    tiny_config["deployment"] = {"name": "answers", "bundle": True, "register": False}
     return tiny_config
 
 
@@ -47,6 +50,16 @@ def test_a_run_answers_every_test_question_and_counts_by_kind_beside_blind_answe
     assert test["test/baseline/blind_kind/accuracy_colour"] == pytest.approx(sum(blind) / len(blind))
     printed = capsys.readouterr().out
     assert "test, blind: answer of the question" in printed and "relation  model " in printed
+    bundle = load(run / "bundle")
+    best = torch.load(run / "01-questions" / "best.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(value, best[f"model.{name}"]) for name, value in bundle.model.state_dict().items())
+    first = rows[0]
+    place = cli.datamodule.locate() / "flickr30k_images" / first["filename"]
+    assert bundle.labels[int(bundle.answer([place], [first["question"]])[0].argmax())] == first["said"]
+    card, wrong = (run / "bundle" / "card" / "model_card.md").read_text(), next(one for one in rows if one["said"] != one["answer"])
+    assert f"| {wrong['kind']} | {wrong['question']} | {wrong['filename']} | {wrong['answer']} | {wrong['said']} |" in card
+    assert f"{sum(one['said'] != one['answer'] for one in rows)} of {len(rows)} questions" in card
+    assert f"| test/accuracy | {test['test/accuracy']:.3f} | {test['test/baseline/blind_kind/accuracy']:.3f} |" in card
 
 
 @pytest.mark.parametrize(

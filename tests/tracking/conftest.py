@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from safetensors.torch import save_file
 
 from insight.data.text import Tokenizer
-from insight.export.bundle import save
+from insight.export.bundle import Parts, save
 from insight.export.card import SECTIONS
 from insight.models.multimodal import MultiModalTransformer
 from insight.query_ranks import FILES, read_ranks
@@ -90,7 +90,7 @@ def make_release(
     torch.manual_seed(sum(map(ord, run_dir.name)))
     model, tokenizer = MultiModalTransformer(**arguments), Tokenizer.train(["a red circle"], 300)
     data = {"fingerprint": "f" * 64, "splits": {"train": 4}, "description": "tiny"}
-    bundle = save(run_dir / "bundle", model, arguments, tokenizer, {"seed": 3}, data, "a red circle", run_dir / "card")
+    bundle = save(run_dir / "bundle", model, Parts(arguments, tokenizer, "a red circle"), {"seed": 3}, data, run_dir / "card")
     run.log_artifact(bundle.folder)
     tags = {"bundle.sha256": bundle.sha256}
     if ranks is not None:

@@ -36,10 +36,8 @@ def subject(tmp_path) -> Subject:
     bundle = SimpleNamespace(
         folder=tmp_path,
         data={"fingerprint": "a" * 64},
-        picture="picture",
-        signature={"text": "text"},
         example_error=lambda: 2e-6,
-        similarity=lambda pictures, texts: None,
+        use=lambda: None,
     )
     return Subject("models:/flickr/2", bundle, ranks(*[1] * 50), {"insight/rollout/deletion": 0.25}, "a" * 64)  # type: ignore[arg-type]
 
@@ -119,18 +117,18 @@ def test_latency_is_the_median_of_both_in_turns_on_the_loaded_bundle(subject, mo
     asked, clock = [], [0.0]
 
     def of(name: str, seconds: list[float]):
-        def similarity(pictures, texts):
-            asked.append((name, pictures, texts))
-            clock[0] += seconds[min(sum(one[0] == name for one in asked), len(seconds)) - 1]
+        def use():
+            asked.append(name)
+            clock[0] += seconds[min(asked.count(name), len(seconds)) - 1]
 
-        return changed(subject, bundle=SimpleNamespace(**{**vars(subject.bundle), "similarity": similarity}))
+        return changed(subject, bundle=SimpleNamespace(**{**vars(subject.bundle), "use": use}))
 
     monkeypatch.setattr(gates.time, "perf_counter", lambda: clock[0])
     slow_at_first = [9.0, 9.0, 0.010, 0.030, 0.020]
     candidate, holder = of("candidate", slow_at_first), of("holder", [0.005])
     verdict = gates.latency(candidate, holder, at_most_ms=20.001, repeats=3)
     assert (verdict.state, verdict.figure, verdict.holder) == ("holds", "20.00 ms", "5.00 ms")
-    assert [one[0] for one in asked] == ["candidate", "holder"] * 5 and asked[0][1:] == (["picture"], ["text"])
+    assert asked == ["candidate", "holder"] * 5
     asked.clear()
     assert gates.latency(candidate, None, at_most_ms=19.0, repeats=3).state == "fails"
 

@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from insight.chart import STYLE
 from insight.errors import InputError
 from insight.interpret.draw_methods import HIGHEST
 from insight.interpret.report.figures import card, curves, drift, method_styles, recalls
@@ -61,7 +62,11 @@ def _page(run: RunFiles, amount: Amount) -> str:
         "within": WITHIN,
     }
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader([Path(__file__).parent, STYLE.parent]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     style = Markup(photos.style())  # base64 of our own pictures
     return environment.get_template("report.html").render(**sections, photo_style=style, gradient=Markup(gradient()))

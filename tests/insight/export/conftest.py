@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from insight.data.text import Tokenizer
-from insight.export.bundle import ARCHITECTURES, Bundle, save
+from insight.export.building import ARCHITECTURES
+from insight.export.bundle import Parts, save
+from insight.export.kinds import Bundle
 
 ARGUMENTS = {
     "vocab_size": 300, "image_size": 16, "patch_size": 8, "context_length": 12, "dim": 16, "image_depth": 1, "text_depth": 1, "heads": 2,
@@ -32,15 +34,14 @@ def model() -> Callable[..., Any]:
 @pytest.fixture
 def bundle(model, tmp_path) -> Callable[..., Bundle]:
     def _bundle(name: str = "CrossAttentionMultiModalTransformer", folder: Path | None = None, **changes: Any) -> Bundle:
+        parts = {"arguments": ARGUMENTS, "tokenizer": Tokenizer.train(TEXTS, 300), "text": TEXTS[0]}
+        parts |= {key: changes.pop(key) for key in Parts._fields if key in changes}
         given = {
             "model": model(name),
-            "arguments": ARGUMENTS,
-            "tokenizer": Tokenizer.train(TEXTS, 300),
             "config": {"seed_everything": 3, "model": {"init_args": ARGUMENTS}},
             "data": DATA,
-            "text": TEXTS[0],
             **changes,
         }
-        return save(folder or tmp_path / "bundle", **given)
+        return save(folder or tmp_path / "bundle", parts=Parts(**parts), **given)
 
     return _bundle

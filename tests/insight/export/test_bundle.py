@@ -21,8 +21,9 @@ from safetensors.torch import load_file, save_file
 
 from insight.data.images import normalise
 from insight.errors import InputError
-from insight.export import bundle as bundles
-from insight.export.bundle import ARCHITECTURES, load, plain_arguments
+from insight.export.building import ARCHITECTURES, plain_arguments
+from insight.export.bundle import NEEDED, load
+from insight.export.kinds import ImageTextBundle
 from insight.nn.settings import BlockSettings
 from insight.stages import load as load_class
 
@@ -48,7 +49,7 @@ def rewritten(folder: Path, name: str, content: bytes) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-@pytest.mark.parametrize("name", ["CrossAttentionMultiModalTransformer", "MultiModalTransformer"])
+@pytest.mark.parametrize("name", ["MultiModalTransformer", "CrossAttentionMultiModalTransformer"])
 def test_a_bundle_says_bit_for_bit_what_its_model_said(name, model, bundle, pictures):
     original, kept = model(name).eval(), bundle(name)
     again = load(kept.folder)
@@ -146,7 +147,7 @@ def test_a_model_without_a_matching_head_says_what_to_use(bundle, pictures):
 
 
 # --- refusals ---
-@pytest.mark.parametrize("name", [*bundles.NEEDED, "card/model_card.md"])
+@pytest.mark.parametrize("name", [*NEEDED, *ImageTextBundle.files, "card/model_card.md"])
 def test_a_file_that_was_changed_cut_off_or_lost_is_named(bundle, tmp_path, name):
     (tmp_path / "card").mkdir()
     (tmp_path / "card" / "model_card.md").write_text("# A card\n")
@@ -313,7 +314,7 @@ def test_what_cannot_be_bundled_leaves_the_old_bundle_in_place(bundle, model, tm
     assert load(kept.folder).sha256 == kept.sha256 and {path.name for path in tmp_path.iterdir()} == {"bundle"}
 
 
-@pytest.mark.parametrize("option", ["cross_attention", "multimodal"])  # runs of other tasks leave no bundle (deployment=none)
+@pytest.mark.parametrize("option", ["cross_attention", "multimodal"])  # of other tasks: test_bundle_kinds.py, and their runs' tests
 def test_every_image_text_model_that_ships_can_be_bundled(option):
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "configs")):

@@ -10,7 +10,8 @@ import torch
 
 from insight.data.pretrained_text import load_tokenizer
 from insight.errors import InputError
-from insight.export.bundle import described_tower, load
+from insight.export.building import described_tower
+from insight.export.bundle import load
 from insight.export.manifest import write_manifest
 from insight.models.cross_attention import CrossAttentionMultiModalTransformer
 from insight.models.multimodal import MultiModalTransformer

@@ -8,25 +8,24 @@ import pytest
 import torch
 from PIL import Image
 
-from insight.export.card import SECTIONS, CardFacts, StageRecord, missing_sections, table, write_card
-from insight.query_ranks import Miss, QueryRanks, recall_interval
+from insight.export.card import NOT_TESTED, SECTIONS, CardFacts, StageRecord, TaskFacts, figures_table, missing_sections, table, write_card
+from insight.export.retrieval_card import retrieval_failures, retrieval_results
+from insight.query_ranks import QueryRanks, recall_interval
+
+TASK = TaskFacts(
+    "compares pictures with captions",
+    "pictures",
+    ("val/mean_recall",),
+    "recall (fraction of queries)",
+    "| test/mean_recall | 0.500 |",
+    "The worst queries:",
+    'model.similarity(["picture.jpg"], ["a dog"])',
+)
 
 
 @pytest.fixture
 def facts(tmp_path) -> CardFacts:
     Image.new("RGB", (8, 8), "red").save(tmp_path / "epoch0002.png")
-    ranks = QueryRanks(
-        tuple(f"{n}.jpg" for n in range(4)),
-        tuple(f"{n // 2}.jpg#{n % 2}" for n in range(8)),
-        tuple(f"caption {n}" for n in range(8)),
-        {"image_to_text": torch.tensor([1, 2, 7, 40]), "text_to_image": torch.tensor([1, 1, 2, 3, 1, 4, 4, 2])},
-        {},
-    )
-    test = {
-        f"test/{direction}_recall_at_{k}": (ranks.ranks[direction] <= k).float().mean().item()
-        for direction in ranks.ranks
-        for k in (1, 5, 10)
-    }
     stage = StageRecord(
         "end_to_end",
         {"train": ["*"], "losses": {"contrastive": {"weight": 1.0}, "matching": {"weight": 0.5}}, "learning_rate": 1e-3},
@@ -43,35 +42,65 @@ def facts(tmp_path) -> CardFacts:
         data={"fingerprint": "f" * 64, "splits": {"train": 3200, "val": 4, "test": 4}, "description": "Flickr30k at photos"},
         generated=False,
         stages=[stage],
-        test={
-            **test,
-            "test/mean_recall": 0.5,
-            "test/reranked_text_to_image_recall_at_1": 0.5,
-            "test/baseline/colour_histogram/text_to_image_recall_at_1": 0.125,
-        },
-        chance={f"{direction}_recall_at_{k}": 0.25 for direction in ranks.ranks for k in (1, 5, 10)},
-        ranks=ranks,
-        misses={"image_to_text": [Miss("3.jpg", "caption 6", "caption | 0", 40)], "text_to_image": []},
+        task=TASK,
         attention=[tmp_path / "epoch0002.png"],
         insight={},
         environment={"commit": "c" * 40, "torch": "2.14.1"},
     )
 
 
-def test_a_card_holds_the_figures_with_their_intervals_beside_chance_and_baseline(facts, tmp_path):
+@pytest.fixture
+def ranks() -> QueryRanks:
+    """Four pictures of two captions each; picture 3 finds the first caption of all before its own."""
+    return QueryRanks(
+        tuple(f"{n}.jpg" for n in range(4)),
+        tuple(f"{n // 2}.jpg#{n % 2}" for n in range(8)),
+        ("caption | 0", *(f"caption {n}" for n in range(1, 8))),
+        {"image_to_text": torch.tensor([1, 2, 7, 40]), "text_to_image": torch.tensor([1, 1, 2, 3, 1, 4, 4, 2])},
+        {"image_to_text": torch.tensor([[0], [0], [0], [0]]), "text_to_image": torch.tensor([[0], [0], [0], [0], [2], [0], [0], [0]])},
+    )
+
+
+def test_a_card_says_what_the_run_was(facts, tmp_path):
     text = write_card(tmp_path / "card", facts).read_text()
-    found = recall_interval(facts.ranks, "test/text_to_image_recall_at_1")
-    assert f"| test/text_to_image_recall_at_1 | 0.375 | {found.low:.3f} to {found.high:.3f} | 0.500 | 0.125 | 0.250 |" in text
-    assert "| test/mean_recall | 0.500 |" in text
+    assert "`MultiModalTransformer`: it compares pictures with captions. 12,345 parameters (dim=16)" in text
+    assert "| test/mean_recall | 0.500 |" in text and "seconds |\n" in text and "rate | val/mean_recall |" in text
     assert "| end_to_end | 3 | 120 | `*` | contrastive x 1, matching x 0.5 | 0.001 | 0.250 | 61 |" in text
-    assert "3,200 train, 4 val, 4 test" in text and "f" * 64 in text and "12,345 parameters" in text and "stay under their terms" in text
+    assert "Pictures: 3,200 train, 4 val, 4 test" in text and "f" * 64 in text and "stay under their terms" in text
     assert 'model = load("models:/flickr/VERSION")' in text and "| torch | 2.14.1 |" in text
+    assert 'model = load("FOLDER")  # the folder above this card\nmodel.similarity(["picture.jpg"], ["a dog"])\n' in text
 
 
-def test_failures_are_named_and_a_bar_in_a_caption_breaks_no_table(facts, tmp_path):
-    text = write_card(tmp_path / "card", facts).read_text()
-    assert "| 40 | 3.jpg | caption \\| 0 | caption 6 |" in text
-    assert "text to image: every query of the test split found its answer first" in text
+def test_recalls_stand_with_their_intervals_beside_chance_and_baseline(ranks):
+    test = {
+        f"test/{direction}_recall_at_{k}": (ranks.ranks[direction] <= k).float().mean().item()
+        for direction in ranks.ranks
+        for k in (1, 5, 10)
+    }
+    test |= {
+        "test/mean_recall": 0.5,
+        "test/reranked_text_to_image_recall_at_1": 0.5,
+        "test/baseline/colour_histogram/text_to_image_recall_at_1": 0.125,
+    }
+    text, found = retrieval_results(ranks, test), recall_interval(ranks, "test/text_to_image_recall_at_1")
+    assert f"| test/text_to_image_recall_at_1 | 0.375 | {found.low:.3f} to {found.high:.3f} | 0.500 | 0.125 | 0.250 |" in text
+    assert "| test/mean_recall | 0.500 |" in text and "4 pictures, 8 captions" in text
+
+
+def test_failures_are_named_and_a_bar_in_a_caption_breaks_no_table(ranks):
+    assert "| 40 | 3.jpg | caption \\| 0 | caption 6 |" in retrieval_failures(ranks)
+    perfect = ranks._replace(ranks={**ranks.ranks, "text_to_image": torch.ones(8, dtype=torch.int64)})
+    assert "text to image: every query of the test split found its answer first" in retrieval_failures(perfect)
+
+
+def test_figures_of_any_task_stand_beside_what_they_are_compared_with():
+    test = {"test/perplexity": 4.0, "test/baseline/bigram/perplexity": 8.0, "test/loss": 1.386, "insight/x/y": 1.0}
+    shown, tests = {"perplexity": "per token"}, {"test": "test/", "test, bigrams": "test/baseline/bigram/", "test, others": "test/none/"}
+    assert figures_table(test, shown, tests, {"chance": {"perplexity": 300.0}}) == (
+        "| metric | this model | bigrams | chance |\n| --- | --- | --- | --- |\n| test/perplexity | 4.000 | 8.000 | 300.000 |\n\n"
+        "| other figures |  |\n| --- | --- |\n| test/loss | 1.386 |"
+    )
+    assert figures_table({}, shown, tests, {}) == ""
 
 
 def test_a_whole_card_lacks_only_what_was_not_measured(facts, tmp_path):
@@ -86,7 +115,7 @@ def test_a_whole_card_lacks_only_what_was_not_measured(facts, tmp_path):
 
 
 def test_a_run_without_a_test_or_maps_says_so(facts, tmp_path):
-    bare = dataclasses.replace(facts, test={}, ranks=None, misses={}, attention=[])
+    bare = dataclasses.replace(facts, task=dataclasses.replace(TASK, results="", failures=NOT_TESTED), attention=[])
     write_card(tmp_path / "card", bare)
     lacking = ["Results", "What it looks at", "Known failures", "Robustness and faithfulness"]
     assert missing_sections(tmp_path / "card") == [f"{title} (not measured)" for title in lacking]
