@@ -343,17 +343,16 @@ class Flickr30kDataModule(LightningDataModule):
         """One line on what is read."""
         sizes = "/".join(f"{len(self._split(split))}" for split in SPLITS)
         assert self._files is not None
-        boxed = sum(bool(phrase.boxes) for rows in self._phrases.values() for row in rows for phrase in row)
+        boxed = self.num_boxed_phrases()
         boxes = f"{boxed:,} phrases with boxes" if boxed else "no phrase boxes"
         kind = "generated data: " if self.generated else ""
-        return (
-            f"{kind}{self.title} at {self._files.root}: {self._files.format} captions, {sizes} pictures ({self._files.splits_by}), {boxes}"
-        )
+        what = f"{self._files.format} captions, {sizes} pictures ({self._files.splits_by}), {boxes}"
+        return f"{kind}{self.title} at {self._files.root}: {what}"
 
-    def has_phrase_boxes(self) -> bool:
-        """Whether any phrase of any caption is marked in its picture."""
+    def num_boxed_phrases(self) -> int:
+        """Phrases of all captions that are marked in their pictures."""
         self._make()
-        return any(phrase.boxes for rows in self._phrases.values() for row in rows for phrase in row)
+        return sum(bool(phrase.boxes) for rows in self._phrases.values() for row in rows for phrase in row)
 
     def splits(self) -> dict[str, list[str]]:
         """File names by split, as recorded with a run."""

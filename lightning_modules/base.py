@@ -47,7 +47,7 @@ class ImageTextModule(StagedModule):
     )
     example_word = "pictures"
     training_only = frozenset({"view_embedding"})  # evaluation has no second view
-    data_needs = ("probe", "pairs", "hard_negatives", "caption_counts", "has_phrase_boxes")
+    data_needs = ("probe", "pairs", "hard_negatives", "caption_counts", "num_boxed_phrases")
     progress = ("train/loss", "val/image_to_text_recall_at_10", "val/text_to_image_recall_at_10")
     input_files = ("tokenizer.json",)
     result_files: ClassVar[tuple[str, ...]] = RETRIEVAL_FILES
@@ -67,7 +67,7 @@ class ImageTextModule(StagedModule):
 
     def begin_stage(self, name: str, stage: Stage, folder: Path, seed: int) -> None:
         super().begin_stage(name, stage, folder, seed)
-        boxes: bool = self.trainer.datamodule.has_phrase_boxes()  # type: ignore[attr-defined]
+        boxes: int = self.trainer.datamodule.num_boxed_phrases()  # type: ignore[attr-defined]
         self.data_lack = frozenset() if boxes else OF_BOXES
         left_out = [term for term, (_, _, needed) in self.losses.bound.items() if self.data_lack & set(needed)]
         if left_out and len(left_out) == len(self.losses.bound):

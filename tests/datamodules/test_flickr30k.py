@@ -92,7 +92,7 @@ def test_phrase_boxes_reach_the_batch_on_the_right_words(make: Make) -> None:
 def test_phrases_know_the_tokens_of_their_words(make: Make) -> None:
     data = make()
     batch = next(iter(data.val_dataloader()))
-    assert batch.phrases and data.has_phrase_boxes()
+    assert batch.phrases and data.num_boxed_phrases() == 64
     for phrase in batch.phrases:
         tokens = batch.tokens[phrase.caption, list(phrase.positions)].tolist()
         assert data.tokenizer.decode(tokens) == phrase.text.lower()

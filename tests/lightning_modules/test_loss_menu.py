@@ -131,7 +131,7 @@ def without_boxes(tiny_config, **losses: str):
 
 
 def test_terms_over_boxes_are_left_out_with_a_warning_where_the_data_have_none(tiny_config, caplog, monkeypatch):
-    monkeypatch.setattr("datamodules.flickr30k.Flickr30kDataModule.has_phrase_boxes", lambda self: False)
+    monkeypatch.setattr("datamodules.flickr30k.Flickr30kDataModule.num_boxed_phrases", lambda self: 0)
     config = without_boxes(tiny_config, contrastive="contrastive", regions="phrase_regions", fused="fused_phrase_regions")
     config["callbacks"] = {"watch": {"class_path": f"{__name__}.Watch"}}
     Watch.logged.clear()
@@ -142,6 +142,6 @@ def test_terms_over_boxes_are_left_out_with_a_warning_where_the_data_have_none(t
 
 
 def test_a_stage_of_nothing_but_boxes_is_refused_where_the_data_have_none(tiny_config, monkeypatch):
-    monkeypatch.setattr("datamodules.flickr30k.Flickr30kDataModule.has_phrase_boxes", lambda self: False)
+    monkeypatch.setattr("datamodules.flickr30k.Flickr30kDataModule.num_boxed_phrases", lambda self: 0)
     with pytest.raises(InputError, match=r"stages.cross_modal.losses: all of them \(regions\) need boxes of phrases"):
         run_stages(build(without_boxes(tiny_config, regions="phrase_regions")))
