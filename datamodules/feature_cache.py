@@ -175,7 +175,7 @@ def _write(
         _write_note(path.with_suffix(".json"), {"crc32": checksum, "shape": shape})
         os.replace(partial, path)
     except KeyboardInterrupt:
-        if done:
+        if done and partial.exists():  # else it was just finished
             _write_note(_begun(path).with_suffix(".json"), {"crc32": checksum, "batches": done})
             os.replace(partial, _begun(path))
         raise
@@ -198,7 +198,9 @@ def _taken_over(path: Path, partial: Path, sizes: Sequence[int]) -> tuple[int, i
     """
     try:
         os.replace(_begun(path), partial)  # of several processes, one gets it
-        note = json.loads(_begun(path).with_suffix(".json").read_text(encoding="utf-8"))
+        written = _begun(path).with_suffix(".json")
+        note = json.loads(written.read_text(encoding="utf-8"))
+        written.unlink()
         done, checksum, found = int(note["batches"]), int(note["crc32"]), 0
         with open(partial, "rb") as file:
             file.seek(sizes[0])
