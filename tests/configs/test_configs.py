@@ -221,6 +221,7 @@ def test_the_recipe_that_fine_tunes_a_checkpoint_trains_one_step_and_leaves_a_bu
 def test_the_recipe_around_an_own_vit_trains_one_step_of_every_stage_and_leaves_a_bundle(flickr_root, scenes_cache, tmp_path):
     transformers = pytest.importorskip("transformers")
     timm = pytest.importorskip("timm")
+    torch.manual_seed(0)  # of the tiny checkpoints
     sizes = {"patch_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2}
     torch.save(timm.create_model("vit_base_patch16_224", img_size=64, **sizes).state_dict(), tmp_path / "vit.pth")
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}

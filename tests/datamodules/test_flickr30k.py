@@ -315,7 +315,7 @@ def test_setting_up_again_reads_nothing_again(make: Make, caplog: pytest.LogCapt
     data = make()
     data.setup("fit")
     caplog.clear()
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="datamodules"):
         data.prepare_data()
         data.setup("test")
     assert caplog.text == ""

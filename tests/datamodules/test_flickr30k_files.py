@@ -30,7 +30,7 @@ def test_every_format_gives_the_same_pictures_and_captions(write_flickr: Write, 
 
 def test_formats_are_detected_in_order_said_and_can_be_forced(write_flickr: Write, caplog: pytest.LogCaptureFixture) -> None:
     root = write_flickr("karpathy", "token", "csv", "captions")
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="datamodules"):
         assert read_flickr30k(root).format == "karpathy"
     assert "dataset_flickr30k.json (karpathy)" in caplog.text
     assert read_flickr30k(root, format="csv").format == "csv"
@@ -46,7 +46,7 @@ def test_formats_are_detected_in_order_said_and_can_be_forced(write_flickr: Writ
 def test_kaggles_broken_row_is_read_and_said(write_flickr: Write, captions_of: Five, caplog: pytest.LogCaptureFixture) -> None:
     root = write_flickr("csv")
     assert "1000.jpg| 4   Somebody" in (root / "results.csv").read_text()
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="datamodules"):
         pictures = read_flickr30k(root).pictures
     assert pictures[0].captions[4] == captions_of(0)[4]
     assert "1 row(s) without their second bar" in caplog.text

@@ -14,7 +14,8 @@ from tracking.store import open_client
 NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "03_release.ipynb"
 # learns enough in a few seconds to be told from chance on 80 pictures; the story needs attention maps and no other callback
 TINY = (
-    "+experiment=flickr_dual_encoder stages=one_stage ~stages.one_stage.losses.matching ~stages.one_stage.losses.masked_words trainer=cpu "
+    "+experiment=flickr_dual_encoder stages=one_stage ~stages.one_stage.losses.matching ~stages.one_stage.losses.masked_words "
+    "~stages.one_stage.losses.fused_regions trainer=cpu "
     "~callbacks.score_card ~callbacks.drift ~callbacks.baselines ~callbacks.canary ~callbacks.training_figures "
     "~callbacks.embedding_figures ~callbacks.negative_figures ~callbacks.system_metrics callbacks.attention_maps.init_args.num_examples=1 "
     "+callbacks.attention_maps.init_args.every_n_validations=100 +data.init_args.num_train=600 +data.init_args.num_val=24 "
