@@ -106,7 +106,7 @@ def test_what_a_task_lacks_is_named(toy_config, change, message):
 
 def test_image_text_models_refuse_data_of_another_task(tiny_config):
     tiny_config["data"] = {"class_path": TOY + "ToyData"}
-    with pytest.raises(InputError, match="ToyData: has no caption_counts, hard_negatives, .*, probe, which CrossAttentionModule needs"):
+    with pytest.raises(InputError, match=r"ToyData: has no caption_counts, hard_negatives, .*, probe, which CrossAttentionModule needs"):
         build(tiny_config)
 
 
