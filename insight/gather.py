@@ -76,6 +76,12 @@ def gather(x: Tensor) -> Tensor:
     return GatherWithGradient.apply(x) if x.requires_grad else _all_gather(x)
 
 
+def count_per_device(chosen: Tensor) -> Tensor:
+    """(): how many are True on all processes, divided by their number. What a sum is divided by so that the mean over processes is the mean
+    over all that were counted."""
+    return gather(chosen.sum()[None]).sum() / world_size()
+
+
 def _all_gather(x: Tensor) -> Tensor:
     parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
     dist.all_gather(parts, x.contiguous())

@@ -13,7 +13,7 @@ from torch import Tensor
 from insight.data.language import TextBatch, TextCodec
 from insight.errors import InputError
 from insight.export.bundle import Parts
-from insight.gather import gather, world_size
+from insight.gather import count_per_device
 from insight.language_baselines import uniform_figures
 from insight.language_metrics import LanguageFigures
 from insight.losses import IGNORED
@@ -47,7 +47,7 @@ class LanguageQuantities(NamedQuantities):
     @cached_property
     def next_count(self) -> Tensor:
         """(): named tokens of all devices divided by the number of devices."""
-        return gather((self.next_targets != IGNORED).sum()[None]).sum() / world_size()
+        return count_per_device(self.next_targets != IGNORED)
 
 
 class TextModule(StagedModule):

@@ -18,7 +18,7 @@ from insight.data.batch import ImageTextBatch
 from insight.data.regions import PhraseRegions, phrase_regions_of
 from insight.data.text import SPECIAL
 from insight.errors import InputError
-from insight.gather import gather, rank, world_size
+from insight.gather import count_per_device, gather, rank, world_size
 from insight.interpret.record import record
 from insight.losses import IGNORED, NO_NEGATIVE, hard_negatives
 from insight.masking import HiddenWords, hide_words
@@ -132,7 +132,7 @@ class Quantities(NamedQuantities):
     @cached_property
     def region_count(self) -> Tensor:
         """(): phrases of all devices divided by the number of devices."""
-        return gather(self.region_targets.new_full((1,), len(self.region_targets), dtype=torch.int64)).sum() / world_size()
+        return count_per_device(self.region_targets.any(dim=1))  # at least one patch of each
 
     @cached_property
     def model(self) -> MultiModalTransformer:
@@ -285,7 +285,7 @@ class CrossAttentionQuantities(Quantities):
     @cached_property
     def fused_region_count(self) -> Tensor:
         """(): phrases of the fused captions of all devices divided by the number of devices."""
-        return gather(self.fused_region_targets.new_full((1,), len(self.fused_region_targets), dtype=torch.int64)).sum() / world_size()
+        return count_per_device(self.fused_region_targets.any(dim=1))
 
     @cached_property
     def _lots(self) -> Tensor:
@@ -314,7 +314,7 @@ class CrossAttentionQuantities(Quantities):
     @cached_property
     def masked_count(self) -> Tensor:
         """(): hidden words of all devices divided by the number of devices."""
-        return gather((self.masked_targets != IGNORED).sum()[None]).sum() / world_size()
+        return count_per_device(self.masked_targets != IGNORED)
 
     @cached_property
     def _hidden_alone(self) -> HiddenWords:
@@ -335,7 +335,7 @@ class CrossAttentionQuantities(Quantities):
     @cached_property
     def text_masked_count(self) -> Tensor:
         """(): hidden words of all devices divided by the number of devices."""
-        return gather((self.text_masked_targets != IGNORED).sum()[None]).sum() / world_size()
+        return count_per_device(self.text_masked_targets != IGNORED)
 
     @cached_property
     def caption_logits(self) -> Tensor:
@@ -352,4 +352,4 @@ class CrossAttentionQuantities(Quantities):
     @cached_property
     def caption_count(self) -> Tensor:
         """(): tokens to write on all devices divided by the number of devices."""
-        return gather((self.caption_targets != IGNORED).sum()[None]).sum() / world_size()
+        return count_per_device(self.caption_targets != IGNORED)

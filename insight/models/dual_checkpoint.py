@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from insight.models.text_transformer import TextTransformer
 from insight.models.vision_transformer import VisionTransformer
 from insight.nn.settings import Activation, BlockSettings
 from insight.towers.vision_weights import Colours, fold_colours, resample_positions
-from insight.towers.weights import HUB, explained, library, mismatch
+from insight.towers.weights import HUB, explained, library, mismatch, read_weights
 
 # config beside the weights -> names that the weights may have
 TRANSFORMERS, OPEN_CLIP = "config.json", "open_clip_config.json"
@@ -137,6 +137,27 @@ def locate(source: str) -> Place:
             f"with {OPEN_CLIP} and {WEIGHTS[OPEN_CLIP][0]}, or {HUB}OWNER/MODEL"
         )
     return found
+
+
+def read_dual(source: str, sizes_of: Mapping[str, Callable[[dict[str, Any], str], DualSizes]], mean: Colours, std: Colours) -> DualSource:
+    """Weights, sizes and colours of a checkpoint.
+
+    Args:
+        source: As of ``locate``.
+        sizes_of: By the name of the config file, what reads the sizes in it; of a config and its title.
+        mean: Of the family's preprocessing, where the checkpoint says nothing.
+        std: The same.
+
+    Raises:
+        InputError: nothing there, a hub that cannot be reached, a damaged file, or a config of another kind of model.
+    """
+    place = locate(source)
+    sizes = None
+    if place.config is not None:
+        values, title = place.settings(), str(place.config)
+        with explained(title):
+            sizes = sizes_of[place.config.name](values, title)
+    return DualSource(source, read_weights(place.file), sizes, *place.colours(mean, std))
 
 
 def _from_hub(source: str) -> Path:

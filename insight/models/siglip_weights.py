@@ -20,7 +20,7 @@ from insight.models.dual_checkpoint import (
     DualSource,
     asked_sizes,
     load_parts,
-    locate,
+    read_dual,
     to_own_names,
     tower_shape,
 )
@@ -28,7 +28,7 @@ from insight.models.siglip import SiglipTransformer
 from insight.nn.settings import Activation, BlockSettings
 from insight.towers import vision_weights
 from insight.towers.vision_weights import Colours
-from insight.towers.weights import explained, library, listed, read_weights
+from insight.towers.weights import library, listed
 
 SIGLIP_MEAN: Colours = (0.5, 0.5, 0.5)
 SIGLIP_STD: Colours = (0.5, 0.5, 0.5)
@@ -110,13 +110,7 @@ def read_siglip(source: str) -> DualSource:
     Raises:
         InputError: nothing there, a hub that cannot be reached, a damaged file, or a config of another kind of model.
     """
-    place = locate(source)
-    sizes = None
-    if place.config is not None:
-        values, title = place.settings(), str(place.config)
-        with explained(title):
-            sizes = _transformers_sizes(values, title) if place.config.name == TRANSFORMERS else _open_clip_sizes(values, title)
-    return DualSource(source, read_weights(place.file), sizes, *place.colours(SIGLIP_MEAN, SIGLIP_STD))
+    return read_dual(source, {TRANSFORMERS: _transformers_sizes, OPEN_CLIP: _open_clip_sizes}, SIGLIP_MEAN, SIGLIP_STD)
 
 
 def _transformers_sizes(values: dict[str, Any], title: str) -> DualSizes:
