@@ -343,8 +343,7 @@ class Flickr30kDataModule(LightningDataModule):
         """One line on what is read."""
         sizes = "/".join(f"{len(self._split(split))}" for split in SPLITS)
         assert self._files is not None
-        boxed = self.num_boxed_phrases()
-        boxes = f"{boxed:,} phrases with boxes" if boxed else "no phrase boxes"
+        boxes = f"{boxed:,} phrases with boxes" if (boxed := self.num_boxed_phrases()) else "no phrase boxes"
         kind = "generated data: " if self.generated else ""
         what = f"{self._files.format} captions, {sizes} pictures ({self._files.splits_by}), {boxes}"
         return f"{kind}{self.title} at {self._files.root}: {what}"

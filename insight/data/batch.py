@@ -43,13 +43,15 @@ class ImageTextBatch(NamedTuple):
 
 
 def first_captions(batch: ImageTextBatch, count: int) -> ImageTextBatch:
-    """The same pictures with the first ``count`` captions of each, without their phrases."""
+    """The same pictures with the first ``count`` captions of each, and the phrases of those."""
     before = torch.searchsorted(batch.caption_row, batch.caption_row)  # captions of one picture are contiguous: row of its first one
     kept = torch.arange(len(batch.caption_row), device=before.device) - before < count
-    texts = tuple(text for text, keep in zip(batch.texts, kept.tolist(), strict=True) if keep)
+    row = {caption: number for number, caption in enumerate(kept.nonzero().flatten().tolist())}
+    texts = tuple(batch.texts[caption] for caption in row)
+    phrases = tuple(phrase._replace(caption=row[phrase.caption]) for phrase in batch.phrases if phrase.caption in row)
     chosen = {name: getattr(batch, name)[kept] for name in ("tokens", "token_mask", "caption_row", "caption_id")}
     chosen |= {name: value[kept] for name in ("answer", "kind") if (value := getattr(batch, name)) is not None}
-    return batch._replace(**chosen, texts=texts, phrases=())
+    return batch._replace(**chosen, texts=texts, phrases=phrases)
 
 
 class LabelledBatch(NamedTuple):

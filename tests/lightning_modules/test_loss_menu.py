@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,15 @@ def test_a_stage_with_queue_projector_learnt_weights_and_changed_data_is_resumed
     groups = checkpoint(config, "01-first/last.ckpt")["optimizer_states"][0]["param_groups"]
     sizes = {group["name"]: len(group["params"]) for group in groups}
     assert sizes["losses.*"] == 3 and sizes["losses.*/no_decay"] == 7  # matrices; biases, norms and log variances; one projector is frozen
+
+
+def test_terms_over_boxes_are_measured_in_validation_too(tiny_config):
+    stage = tiny_config["stages"]["end_to_end"] | {"epochs": 1}
+    del stage["losses"]["feature_consistency"]
+    tiny_config["stages"] = {"end_to_end": stage}
+    assert run_stages(build(tiny_config)) == 0
+    metrics = json.loads((Path(tiny_config["run_dir"]) / "stages.json").read_text())["done"][0]["metrics"]
+    assert metrics["val/loss/phrase_regions"] > 0 and metrics["val/loss/fused_phrase_regions"] > 0
 
 
 def without_boxes(tiny_config, **losses: str):
